@@ -1,0 +1,167 @@
+//! A dataflow folder as checked values: what every stage is told. Built once at start by [`load`], which reports
+//! every mistake at once as `key: reason`; nothing here is optional by accident, and no stage sees another's section.
+
+mod file;
+pub use file::{Errors, Problem, load};
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Everything under `dataflows/<name>/`, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The dataflow's name; also the name of the index table.
+    pub name: String,
+    /// The dataflow's folder.
+    pub folder: PathBuf,
+    pub kafka: Kafka,
+    pub registry: Registry,
+    pub sources: Vec<Source>,
+    /// SQL models in the order of their file names; each is one `SELECT`.
+    pub models: Vec<Model>,
+    /// The name of the model whose rows are indexed.
+    pub view: String,
+    pub engine: Engine,
+    pub embed: Embed,
+    pub index: Index,
+    pub raw: Option<Raw>,
+    pub serve: Serve,
+}
+
+#[derive(Clone, Debug)]
+pub struct Kafka {
+    /// `host:port[,host:port...]`
+    pub bootstrap_servers: String,
+    /// Passed on to librdkafka: TLS, SASL, timeouts. Never one that correctness rests on.
+    pub options: BTreeMap<String, String>,
+    /// Bound of the bytes read ahead of the decoder.
+    pub queue_max_bytes: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct Registry {
+    /// Base URL of a Confluent-compatible API; `None` when every source is JSON.
+    pub url: Option<String>,
+    pub username: Option<String>,
+    pub password: Option<String>,
+    pub timeout_ms: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Confluent wire format: magic byte 0, schema id (4 bytes, big-endian), Avro.
+    Avro,
+    /// JSON, with or without Kafka Connect's `{"schema", "payload"}` around it.
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Envelope {
+    /// `before`, `after`, `op`, `source`.
+    Debezium,
+    /// The row itself, as `ExtractNewRecordState` leaves it, with `__deleted` or tombstones for deletes.
+    Flattened,
+}
+
+/// One CDC topic and the table it carries.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// dbt's source name: `{{ source('shop', 'product') }}` is `shop`, `product`.
+    pub schema: String,
+    pub table: String,
+    pub topic: Arc<str>,
+    pub format: Format,
+    pub envelope: Envelope,
+    /// Columns of the table that identify a row.
+    pub key: Vec<String>,
+    /// What stands for a value that the database did not send (unchanged TOAST).
+    pub unavailable: String,
+    /// The text of `schemas/avro/*.avsc`: a record schema of the row (not of the envelope).
+    pub contract: String,
+    /// Where the contract was read from, for messages.
+    pub contract_path: PathBuf,
+}
+
+#[derive(Clone, Debug)]
+pub struct Model {
+    pub name: String,
+    pub path: PathBuf,
+    /// As written, dbt's `{{ source(...) }}` and `{{ ref(...) }}` included.
+    pub sql: String,
+}
+
+#[derive(Clone, Debug)]
+pub struct Engine {
+    /// Timely worker threads.
+    pub workers: usize,
+    /// Most events of one epoch.
+    pub epoch_max_events: usize,
+    /// Bound of the decoded bytes that wait for the dataflow.
+    pub decoded_max_bytes: usize,
+    /// Bound of the changed keys that wait for the indexer.
+    pub pending_max_keys: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    Auto,
+    Cpu,
+    Cuda(usize),
+}
+
+#[derive(Clone, Debug)]
+pub struct Embed {
+    /// Hugging Face name; also what the vectors' identity is drawn from, with the weights' sha256.
+    pub model: String,
+    /// A folder with `config.json`, `tokenizer.json`, `model.safetensors`; asked first.
+    pub path: Option<PathBuf>,
+    /// Expected sha256 of `model.safetensors`, lower-case hex.
+    pub sha256: Option<String>,
+    pub device: DeviceChoice,
+    /// Tokens of one text that count, special tokens included.
+    pub text_max_tokens: usize,
+    /// Tokens of one batch, padding included.
+    pub batch_max_tokens: usize,
+    /// Folder of the embedding store.
+    pub store: PathBuf,
+}
+
+#[derive(Clone, Debug)]
+pub struct Index {
+    /// Folder (or `s3://` URI) of the LanceDB database.
+    pub uri: String,
+    /// The view's column that identifies a row.
+    pub key: String,
+    /// The view's column whose text is embedded.
+    pub text: String,
+    /// Most keys of one index commit.
+    pub commit_max_keys: usize,
+    /// Rows from which an ANN index is built.
+    pub ann_min_rows: usize,
+    /// Rows outside the ANN index, as a share of all, from which it is brought up to date.
+    pub ann_max_unindexed: f64,
+    /// Fragments (small files) from which the table is compacted.
+    pub compact_min_fragments: usize,
+    /// Age in seconds at which old versions of the table are removed.
+    pub versions_max_age_s: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Raw {
+    /// Folder (or `s3://` URI) under which each source has its Delta table.
+    pub uri: String,
+    pub commit_max_events: usize,
+    pub commit_max_ms: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Serve {
+    /// `address:port`
+    pub listen: std::net::SocketAddr,
+    pub body_max_bytes: u64,
+    pub k_max: usize,
+    pub timeout_ms: u64,
+    /// Searches at one time; one more is answered 503.
+    pub concurrency_max: usize,
+}
