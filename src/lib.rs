@@ -10,9 +10,3 @@
 //! The modules below stand in the order in which data passes them; each imports only what stands above it.
 
 pub mod time;
-pub mod config;
-pub mod source;
-pub mod decode;
-pub mod dataflow;
-pub mod embed;
-pub mod index;

@@ -1,1 +1,4 @@
-fn main() {}
+fn main() {
+    eprintln!("freshet {}: the stages are under construction", env!("CARGO_PKG_VERSION"));
+    std::process::exit(2);
+}
