@@ -141,7 +141,8 @@ mod tests {
 
     #[test]
     fn a_position_is_json_by_topic_and_partition() {
-        let position: Position = [(Partition::new("t", 1), Offset(7)), (Partition::new("t", 0), Offset(2))].into_iter().collect();
+        let position: Position =
+            [(Partition::new("t", 1), Offset(7)), (Partition::new("t", 0), Offset(2))].into_iter().collect();
         let json = serde_json::to_string(&position).unwrap();
         assert_eq!(json, r#"{"t":{"0":2,"1":7}}"#);
         assert_eq!(serde_json::from_str::<Position>(&json).unwrap(), position);
