@@ -1,0 +1,326 @@
+//! What the service says about itself: the state of the engine and why, how far it is, how fresh its answers are.
+//!
+//! The invariant: one truth for each figure. Counts live in [`Metrics`] and are read from there; the epoch and the position only move
+//! forward. Setters are cheap enough for every epoch; nothing here waits for anything but a short lock.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+
+use serde_json::{Map, Value, json};
+
+use super::freshness::{WINDOW, Window};
+use super::metrics::{EventOp, Metrics};
+use crate::decode::Rule;
+use crate::time::{Epoch, Partition, Position};
+
+/// What the engine is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Filling the state of the dataflow from what was kept.
+    Hydrating,
+    /// Reading towards the position that the index already reflects, or through a backlog.
+    CatchingUp,
+    /// Every change is searchable soon after its commit.
+    Live,
+    /// A peer is away; the engine asks again until it is back.
+    Waiting,
+    /// Stopped for good; the reason says by what.
+    Failed,
+}
+
+impl State {
+    pub const ALL: [State; 5] = [State::Hydrating, State::CatchingUp, State::Live, State::Waiting, State::Failed];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Hydrating => "hydrating",
+            State::CatchingUp => "catching_up",
+            State::Live => "live",
+            State::Waiting => "waiting",
+            State::Failed => "failed",
+        }
+    }
+}
+
+/// Shared by the engine, which sets, and the API, which tells.
+#[derive(Debug)]
+pub struct Status {
+    metrics: Arc<Metrics>,
+    started: Instant,
+    /// Whether answers are worth having; once true, it stays true.
+    ready: AtomicBool,
+    now: Mutex<Now>,
+    freshness: Mutex<Window>,
+}
+
+#[derive(Debug)]
+struct Now {
+    state: State,
+    why: String,
+    since: Instant,
+    epoch: Epoch,
+    position: Position,
+    lag: BTreeMap<Partition, u64>,
+}
+
+impl Status {
+    pub fn new(metrics: Arc<Metrics>) -> Status {
+        let started = Instant::now();
+        let now = Now {
+            state: State::Hydrating,
+            why: "the service is starting".into(),
+            since: started,
+            epoch: Epoch(0),
+            position: Position::default(),
+            lag: BTreeMap::new(),
+        };
+        Status {
+            metrics,
+            started,
+            ready: AtomicBool::new(false),
+            now: Mutex::new(now),
+            freshness: Mutex::new(Window::new(started)),
+        }
+    }
+
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// The state and one sentence why. [`State::Live`] also makes the service ready. A failure is final: it keeps its reason.
+    pub fn set_state(&self, state: State, why: impl Into<String>) {
+        let mut now = self.now();
+        if now.state == State::Failed {
+            return;
+        }
+        if now.state != state {
+            now.since = Instant::now();
+        }
+        now.state = state;
+        now.why = why.into();
+        self.metrics.set_state(state);
+        if state == State::Live {
+            self.set_ready();
+        }
+    }
+
+    pub fn state(&self) -> State {
+        self.now().state
+    }
+
+    /// The state with its reason.
+    pub fn state_and_why(&self) -> (State, String) {
+        let now = self.now();
+        (now.state, now.why.clone())
+    }
+
+    /// Says that answers are worth having although the engine is not live yet: the index reflects what it did before a restart.
+    pub fn set_ready(&self) {
+        self.ready.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the service has been live, or serves what it had before a restart; and the engine has not failed.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed) && self.state() != State::Failed
+    }
+
+    /// An index commit: searches now reflect this epoch and position. One that is older changes nothing.
+    pub fn set_committed(&self, epoch: Epoch, position: &Position) {
+        let mut now = self.now();
+        now.epoch = now.epoch.max(epoch);
+        now.position.join(position);
+    }
+
+    pub fn epoch(&self) -> Epoch {
+        self.now().epoch
+    }
+
+    pub fn position(&self) -> Position {
+        self.now().position.clone()
+    }
+
+    /// The lag of every partition in events; partitions that are not named are forgotten.
+    pub fn set_lag(&self, lag: impl IntoIterator<Item = (Partition, u64)>) {
+        let lag: BTreeMap<Partition, u64> = lag.into_iter().collect();
+        self.metrics.set_lag(lag.iter().map(|(partition, events)| (partition, *events)));
+        self.now().lag = lag;
+    }
+
+    /// Events of all partitions that are not searchable yet.
+    pub fn lag_total(&self) -> u64 {
+        self.now().lag.values().sum()
+    }
+
+    /// Changes that have just become searchable: for each, the milliseconds since the source's commit. Clocks that disagree may make
+    /// one negative: it counts as 0.
+    pub fn observe_freshness(&self, changes_ms: impl IntoIterator<Item = i64>) {
+        let now = Instant::now();
+        let mut window = self.window();
+        for ms in changes_ms {
+            let ms = ms.max(0) as u64;
+            window.observe(now, ms);
+            self.metrics.observe_freshness(ms);
+        }
+    }
+
+    /// The p50 and p99 of the sliding window in milliseconds; `None` when nothing became searchable in it.
+    pub fn freshness_ms(&self) -> Option<(f64, f64)> {
+        let now = Instant::now();
+        let window = self.window();
+        Some((window.quantile(now, 0.5)?, window.quantile(now, 0.99)?))
+    }
+
+    /// The answer to `GET /v1/status`.
+    pub fn to_json(&self) -> Value {
+        let freshness = self.freshness_json();
+        let m = &self.metrics;
+        let now = self.now();
+        json!({
+            "state": now.state.name(),
+            "why": now.why,
+            "state_s": now.since.elapsed().as_secs(),
+            "ready": self.ready.load(Ordering::Relaxed) && now.state != State::Failed,
+            "version": env!("CARGO_PKG_VERSION"),
+            "uptime_s": self.started.elapsed().as_secs(),
+            "epoch": now.epoch,
+            "position": now.position,
+            "lag": by_partition(&now.lag),
+            "lag_total": now.lag.values().sum::<u64>(),
+            "freshness_ms": freshness,
+            "source": {"messages": m.source_messages.get(), "bytes": m.source_bytes.get()},
+            "decode": {
+                "events": EventOp::ALL.iter().map(|op| (op.name().to_string(), m.events(*op).into())).collect::<Map<_, _>>(),
+                "rejects": Rule::ALL.iter().map(|rule| (rule.name().to_string(), m.rejects(*rule).into())).collect::<Map<_, _>>(),
+            },
+            "view": {"rows": m.view_rows.get(), "changes": m.view_changes.get(), "epochs": m.epochs.get()},
+            "embed": {
+                "asked": m.embeds_asked.get(),
+                "cached": m.embeds_cached.get(),
+                "computed": m.embeds_computed.get(),
+                "tokens": m.embed_tokens.get(),
+            },
+            "quarantine": {"open": m.quarantine_open.get(), "total": m.quarantine_total.get()},
+            "index": {
+                "rows": m.index_rows.get(),
+                "commits": m.index_commits.get(),
+                "upserted": m.index_upserted_rows.get(),
+                "deleted": m.index_deleted_rows.get(),
+            },
+            "serve": {
+                "requests": m.requests(),
+                "running": m.searches_running.get(),
+                "refused": m.searches_refused.get(),
+                "queries": {"cached": m.queries_cached.get(), "computed": m.queries_computed.get()},
+            },
+        })
+    }
+
+    fn freshness_json(&self) -> Value {
+        let now = Instant::now();
+        let window = self.window();
+        json!({
+            "p50": window.quantile(now, 0.5),
+            "p99": window.quantile(now, 0.99),
+            "changes": window.count(now),
+            "window_s": WINDOW.as_secs(),
+        })
+    }
+
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().expect("no holder of this lock panics")
+    }
+
+    fn window(&self) -> MutexGuard<'_, Window> {
+        self.freshness.lock().expect("no holder of this lock panics")
+    }
+}
+
+/// `{topic: {partition: events}}`, the shape that a position has.
+fn by_partition(lag: &BTreeMap<Partition, u64>) -> Value {
+    let mut topics = Map::new();
+    for (partition, events) in lag {
+        let topic = topics.entry(&*partition.topic).or_insert_with(|| Map::new().into());
+        topic[partition.number.to_string()] = (*events).into();
+    }
+    topics.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::Offset;
+
+    fn status() -> Status {
+        Status::new(Arc::new(Metrics::new()))
+    }
+
+    fn position(next: i64) -> Position {
+        [(Partition::new("t", 0), Offset(next))].into_iter().collect()
+    }
+
+    #[test]
+    fn neither_epoch_nor_position_goes_back() {
+        let status = status();
+        status.set_committed(Epoch(7), &position(40));
+        status.set_committed(Epoch(6), &position(30));
+        assert_eq!((status.epoch(), status.position()), (Epoch(7), position(40)));
+    }
+
+    #[test]
+    fn a_failure_is_final_and_keeps_its_reason() {
+        let status = status();
+        status.set_state(State::Live, "caught up");
+        assert!(status.is_ready());
+        status.set_state(State::Failed, "the disk is full");
+        status.set_state(State::Live, "caught up");
+        assert_eq!(status.state_and_why(), (State::Failed, "the disk is full".into()));
+        assert!(!status.is_ready());
+        assert!(status.metrics().render().unwrap().contains(r#"freshet_state_info{state="failed"} 1"#));
+        assert!(status.metrics().render().unwrap().contains(r#"freshet_state_info{state="live"} 0"#));
+    }
+
+    #[test]
+    fn ready_outlives_waiting() {
+        let status = status();
+        assert!(!status.is_ready());
+        status.set_state(State::CatchingUp, "reading the backlog");
+        assert!(!status.is_ready());
+        status.set_state(State::Live, "caught up");
+        status.set_state(State::Waiting, "the broker is away");
+        assert!(status.is_ready());
+    }
+
+    #[test]
+    fn the_json_has_the_promised_shape() {
+        let status = status();
+        status.set_state(State::CatchingUp, "12 events behind");
+        status.set_committed(Epoch(3), &position(9));
+        status.set_lag([(Partition::new("t", 1), 5), (Partition::new("t", 0), 7), (Partition::new("u", 0), 0)]);
+        status.observe_freshness([10, 10, 10, -4]);
+        let m = status.metrics();
+        m.embeds_asked.inc_by(5);
+        m.embeds_cached.inc_by(2);
+        m.embeds_computed.inc_by(3);
+        m.quarantine_open.set(1);
+        m.quarantine_total.inc_by(4);
+        m.index_rows.set(11);
+        let told = status.to_json();
+        assert_eq!((&told["state"], &told["why"]), (&json!("catching_up"), &json!("12 events behind")));
+        assert_eq!((&told["epoch"], &told["position"]), (&json!(3), &json!({"t": {"0": 9}})));
+        assert_eq!(told["lag"], json!({"t": {"0": 7, "1": 5}, "u": {"0": 0}}));
+        assert_eq!(told["lag_total"], 12);
+        assert_eq!((&told["freshness_ms"]["p50"], &told["freshness_ms"]["changes"]), (&json!(10.0), &json!(4)));
+        assert_eq!((&told["embed"]["asked"], &told["embed"]["cached"], &told["embed"]["computed"]), (&json!(5), &json!(2), &json!(3)));
+        assert_eq!(told["quarantine"], json!({"open": 1, "total": 4}));
+        assert_eq!(told["index"]["rows"], 11);
+    }
+
+    #[test]
+    fn without_changes_there_is_no_freshness() {
+        let told = status().to_json();
+        assert_eq!((&told["freshness_ms"]["p50"], &told["freshness_ms"]["p99"]), (&Value::Null, &Value::Null));
+        assert_eq!(status().freshness_ms(), None);
+    }
+}
