@@ -3,7 +3,26 @@
 //! The invariant: every message of a batch becomes a change, a skip (heartbeat, transaction marker) or a [`Reject`]; none is
 //! lost, and one bad message never harms another. Infrastructure that fails (the registry is away) is an `Err`, never a reject.
 
+mod avro;
+mod cell;
+mod decoder;
+mod envelope;
+mod json;
+mod logical;
+mod plan;
+mod registry;
+mod row;
+mod schema;
+mod text;
+mod wire;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
+
+pub use decoder::Decoder;
+pub use registry::{Error, FixedSchemas, RegistryClient, SchemaStore};
+pub use row::{ContractError, RowType};
 
 use crate::time::{Offset, Partition};
 
@@ -30,6 +49,22 @@ pub struct Change {
     pub op: Op,
     /// When the source committed it, in milliseconds since 1970; 0 when unknown or from a snapshot.
     pub commit_ms: i64,
+    pub origin: Origin,
+}
+
+/// Where in the source a change comes from: Debezium's `source`, as far as it is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// When the source committed it (or the snapshot read it), in milliseconds since 1970.
+    pub ts_ms: i64,
+    pub snapshot: bool,
+    /// PostgreSQL's log sequence number.
+    pub lsn: Option<i64>,
+    /// SQL Server's.
+    pub change_lsn: Option<Arc<str>>,
+    pub commit_lsn: Option<Arc<str>>,
+    pub event_serial_no: Option<i64>,
+    pub table: Option<Arc<str>>,
 }
 
 #[derive(Clone, Debug)]

@@ -81,20 +81,14 @@ impl Schema {
     }
 
     /// Reads the schema part of a message of Connect's `JsonConverter`.
-    pub fn from_connect(text: &str) -> Result<Schema, SchemaError> {
-        let json: Value =
-            serde_json::from_str(text).map_err(|e| SchemaError(format!("the schema part is not JSON: {e}")))?;
+    pub fn from_connect(json: &Value) -> Result<Schema, SchemaError> {
         let mut nodes = Vec::new();
-        let root = connect_node(&mut nodes, &json, 0)?;
+        let root = connect_node(&mut nodes, json, 0)?;
         Ok(Schema { nodes, root })
     }
 
     pub fn node(&self, id: NodeId) -> &Node {
         &self.nodes[id.0 as usize]
-    }
-
-    pub fn len(&self) -> usize {
-        self.nodes.len()
     }
 
     /// The record at `id`, looking through a union with null.
@@ -120,12 +114,6 @@ impl Schema {
 impl Record {
     pub fn field(&self, name: &str) -> Option<(usize, &Field)> {
         self.fields.iter().enumerate().find(|(_, f)| &*f.name == name)
-    }
-}
-
-impl NodeId {
-    pub fn index(self) -> usize {
-        self.0 as usize
     }
 }
 
@@ -401,12 +389,12 @@ mod tests {
 
     #[test]
     fn connect_and_avro_come_to_the_same_tree() {
-        let schema = Schema::from_connect(
-            r#"{"type":"struct","name":"K","optional":false,"fields":[
+        let schema = Schema::from_connect(&serde_json::json!(
+            {"type":"struct","name":"K","optional":false,"fields":[
                 {"type":"int16","optional":true,"field":"a"},
                 {"type":"bytes","optional":false,"name":"org.apache.kafka.connect.data.Decimal",
-                 "parameters":{"scale":"4","connect.decimal.precision":"19"},"field":"b"}]}"#,
-        )
+                 "parameters":{"scale":"4","connect.decimal.precision":"19"},"field":"b"}]}
+        ))
         .unwrap();
         let record = schema.record(schema.root).unwrap();
         let (nullable, a) = schema.optional(record.fields[0].node);

@@ -1,0 +1,617 @@
+//! Reading a dataflow folder: `dataflow.toml`, the models beside it, the contracts that it names.
+//!
+//! The invariant: every mistake is found in one go, and each is named by its key; a configuration that is returned needs no further look.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+use super::{Config, DeviceChoice, Embed, Engine, Envelope, Format, Index, Kafka, Model, Raw, Registry, Serve, Source};
+
+/// Settings of librdkafka that what Freshet promises rests on, and why each is not the user's.
+pub const FORBIDDEN: &[(&str, &str)] = &[
+    ("bootstrap.servers", "it is kafka.bootstrap_servers"),
+    ("group.id", "partitions are assigned by hand; there is no group"),
+    ("enable.auto.commit", "the position lives beside the index, not in Kafka"),
+    ("auto.commit.interval.ms", "the position lives beside the index, not in Kafka"),
+    ("enable.auto.offset.store", "the position lives beside the index, not in Kafka"),
+    ("auto.offset.reset", "an offset that is gone has to be noticed, not skipped"),
+    ("isolation.level", "only committed events are read"),
+    ("enable.partition.eof", "the lag is taken from the watermarks"),
+    ("check.crcs", "damaged bytes have to be noticed"),
+    ("queued.max.messages.kbytes", "it is kafka.queue_max_bytes"),
+    ("queued.min.messages", "it follows from kafka.queue_max_bytes"),
+];
+
+/// One mistake, by the key that it belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    pub key: String,
+    pub reason: String,
+}
+
+/// All that is wrong with a dataflow folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Errors {
+    pub file: PathBuf,
+    pub problems: Vec<Problem>,
+}
+
+impl fmt::Display for Errors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let s = if self.problems.len() == 1 { "" } else { "s" };
+        write!(f, "{}: {} mistake{s}", self.file.display(), self.problems.len())?;
+        for problem in &self.problems {
+            write!(f, "\n  {}: {}", problem.key, problem.reason)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Errors {}
+
+/// Reads and checks the dataflow in `folder`.
+pub fn load(folder: &Path) -> Result<Config, Errors> {
+    load_with(folder, |name| std::env::var(name).ok())
+}
+
+fn load_with(folder: &Path, variable: impl Fn(&str) -> Option<String>) -> Result<Config, Errors> {
+    let file = folder.join("dataflow.toml");
+    let fail = |problems: Vec<Problem>| Errors { file: file.clone(), problems };
+    let one = |key: &str, reason: String| fail(vec![Problem { key: key.into(), reason }]);
+    let text = std::fs::read_to_string(&file).map_err(|e| one("dataflow.toml", format!("cannot be read: {e}")))?;
+    let table: Table = text.parse().map_err(|e: toml::de::Error| one("dataflow.toml", e.to_string().trim().replace('\n', "\n    ")))?;
+    let problems = RefCell::new(Vec::new());
+    let config = {
+        let cx = Context { folder, problems: &problems, variable: &variable };
+        read(&cx, table)
+    };
+    let mut problems = problems.into_inner();
+    if problems.is_empty() {
+        return Ok(config);
+    }
+    problems.sort();
+    problems.dedup();
+    Err(fail(problems))
+}
+
+struct Context<'a> {
+    folder: &'a Path,
+    problems: &'a RefCell<Vec<Problem>>,
+    variable: &'a dyn Fn(&str) -> Option<String>,
+}
+
+impl Context<'_> {
+    fn problem(&self, key: impl Into<String>, reason: impl Into<String>) {
+        self.problems.borrow_mut().push(Problem { key: key.into(), reason: reason.into() });
+    }
+
+    /// Puts the environment into a value: `${NAME}`, `${NAME:-text}` (which may hold variables itself), `$$` for a dollar.
+    fn expand(&self, key: &str, text: &str) -> String {
+        let mut out = String::new();
+        let mut rest = text;
+        while let Some(at) = rest.find('$') {
+            out.push_str(&rest[..at]);
+            rest = &rest[at + 1..];
+            if let Some(after) = rest.strip_prefix('$') {
+                out.push('$');
+                rest = after;
+            } else if let Some(inside) = rest.strip_prefix('{') {
+                let Some(end) = closing(inside) else {
+                    self.problem(key, "a ${ is not closed");
+                    return out;
+                };
+                let (name, fallback) = match inside[..end].split_once(":-") {
+                    Some((name, fallback)) => (name, Some(fallback)),
+                    None => (&inside[..end], None),
+                };
+                match ((self.variable)(name).filter(|v| !v.is_empty() || fallback.is_none()), fallback) {
+                    (Some(value), _) => out.push_str(&value),
+                    (None, Some(fallback)) => out.push_str(&self.expand(key, fallback)),
+                    (None, None) => self.problem(key, format!("the environment variable {name} is not set")),
+                }
+                rest = &inside[end + 1..];
+            } else {
+                out.push('$');
+            }
+        }
+        out + rest
+    }
+}
+
+/// Where the brace that opened before `text` closes.
+fn closing(text: &str) -> Option<usize> {
+    let mut depth = 0;
+    for (at, c) in text.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => return Some(at),
+            '}' => depth -= 1,
+            _ => {}
+        }
+    }
+    None
+}
+
+/// One table of the file. Keys are taken out as they are read; what is left when it is dropped is unknown.
+struct Section<'a> {
+    cx: &'a Context<'a>,
+    path: String,
+    table: Table,
+    known: Vec<&'static str>,
+}
+
+impl<'a> Section<'a> {
+    fn key(&self, key: &str) -> String {
+        if self.path.is_empty() { key.into() } else { format!("{}.{key}", self.path) }
+    }
+
+    fn problem(&self, key: &str, reason: impl Into<String>) {
+        self.cx.problem(self.key(key), reason);
+    }
+
+    fn take(&mut self, key: &'static str) -> Option<Value> {
+        self.known.push(key);
+        self.table.remove(key)
+    }
+
+    fn section(&mut self, key: &'static str) -> Section<'a> {
+        let table = match self.take(key) {
+            Some(Value::Table(table)) => table,
+            None => Table::new(),
+            Some(other) => {
+                self.problem(key, format!("is a {}, not a table", other.type_str()));
+                Table::new()
+            }
+        };
+        Section { cx: self.cx, path: self.key(key), table, known: Vec::new() }
+    }
+
+    fn optional_text(&mut self, key: &'static str) -> Option<String> {
+        match self.take(key)? {
+            Value::String(text) => Some(self.cx.expand(&self.key(key), &text)),
+            other => {
+                self.problem(key, format!("is a {}, not text", other.type_str()));
+                None
+            }
+        }
+    }
+
+    fn text(&mut self, key: &'static str, default: Option<&str>) -> String {
+        let had = self.table.contains_key(key);
+        match (self.optional_text(key), default) {
+            (Some(text), _) if !text.trim().is_empty() => text,
+            (Some(_), _) => {
+                self.problem(key, "is empty");
+                String::new()
+            }
+            (None, Some(default)) => default.into(),
+            (None, None) => {
+                if !had {
+                    self.problem(key, "is missing");
+                }
+                String::new()
+            }
+        }
+    }
+
+    fn number(&mut self, key: &'static str, default: u64, range: RangeInclusive<u64>) -> u64 {
+        match self.take(key) {
+            None => default,
+            Some(Value::Integer(n)) => match u64::try_from(n).ok().filter(|n| range.contains(n)) {
+                Some(n) => n,
+                None => {
+                    self.problem(key, format!("is {n}; {} to {} are possible", range.start(), range.end()));
+                    default
+                }
+            },
+            Some(other) => {
+                self.problem(key, format!("is a {}, not a whole number", other.type_str()));
+                default
+            }
+        }
+    }
+
+    fn size(&mut self, key: &'static str, default: u64, range: RangeInclusive<u64>) -> usize {
+        usize::try_from(self.number(key, default, range)).unwrap_or(usize::MAX)
+    }
+
+    fn share(&mut self, key: &'static str, default: f64) -> f64 {
+        match self.take(key) {
+            None => default,
+            Some(Value::Float(v)) if (0.0..=1.0).contains(&v) => v,
+            Some(Value::Integer(v)) if (0..=1).contains(&v) => v as f64,
+            Some(other) => {
+                self.problem(key, format!("is {other}; 0.0 to 1.0 are possible"));
+                default
+            }
+        }
+    }
+
+    fn choice<T: Copy>(&mut self, key: &'static str, default: T, choices: &[(&str, T)]) -> T {
+        let Some(text) = self.optional_text(key) else { return default };
+        match choices.iter().find(|(name, _)| *name == text) {
+            Some((_, choice)) => *choice,
+            None => {
+                let names: Vec<String> = choices.iter().map(|(name, _)| format!("{name:?}")).collect();
+                self.problem(key, format!("is {text:?}; {} are possible", names.join(" and ")));
+                default
+            }
+        }
+    }
+
+    fn texts(&mut self, key: &'static str) -> Vec<String> {
+        let texts = match self.take(key) {
+            Some(Value::Array(items)) => items.iter().map(|i| i.as_str().map(|t| self.cx.expand(&self.key(key), t))).collect(),
+            Some(_) => None,
+            None => {
+                self.problem(key, "is missing");
+                return Vec::new();
+            }
+        };
+        texts.filter(|t: &Vec<String>| !t.is_empty()).unwrap_or_else(|| {
+            self.problem(key, "is not a list of at least one text");
+            Vec::new()
+        })
+    }
+
+    /// A path relative to the dataflow's folder; one with a scheme (`s3://`) stays as it is.
+    fn location(&mut self, key: &'static str, default: Option<&str>) -> String {
+        let text = self.text(key, default);
+        if text.is_empty() || text.contains("://") { text } else { self.cx.folder.join(text).to_string_lossy().into_owned() }
+    }
+
+    fn finish(self) {
+        for key in self.table.keys() {
+            let near = self.known.iter().map(|k| (distance(k, key), *k)).min().filter(|(d, _)| *d <= 3);
+            let hint = near.map_or(String::new(), |(_, k)| format!("; did you mean {k}?"));
+            self.problem(key, format!("is not a key that Freshet knows{hint}"));
+        }
+    }
+}
+
+/// Levenshtein's.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let cost = if x == *y { diagonal } else { 1 + diagonal.min(row[j]).min(row[j + 1]) };
+            diagonal = row[j + 1];
+            row[j + 1] = cost;
+        }
+    }
+    row[b.len()]
+}
+
+const MIB: u64 = 1 << 20;
+
+fn read(cx: &Context<'_>, table: Table) -> Config {
+    let mut root = Section { cx, path: String::new(), table, known: Vec::new() };
+    let folder_name = cx.folder.canonicalize().ok().and_then(|p| p.file_name().map(|n| n.to_string_lossy().into_owned()));
+    let name = root.text("name", folder_name.as_deref());
+    if !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-') {
+        root.problem("name", format!("is {name:?}; letters, digits, _ and - are possible"));
+    }
+    let models = models(cx);
+    let view = root.text("view", models.last().map(|m| m.name.as_str()).or(Some("")));
+    if !models.is_empty() && !models.iter().any(|m| m.name == view) {
+        root.problem("view", format!("there is no model {view}.sql in {}", cx.folder.display()));
+    }
+
+    let mut s = root.section("kafka");
+    let kafka = Kafka {
+        bootstrap_servers: s.text("bootstrap_servers", None),
+        options: options(&mut s),
+        queue_max_bytes: s.size("queue_max_bytes", 64 * MIB, MIB..=2048 * MIB),
+    };
+    s.finish();
+
+    let mut s = root.section("registry");
+    let not_empty = |text: Option<String>| text.filter(|t| !t.trim().is_empty());
+    let registry = Registry {
+        url: not_empty(s.optional_text("url")),
+        username: not_empty(s.optional_text("username")),
+        password: not_empty(s.optional_text("password")),
+        timeout_ms: s.number("timeout_ms", 10_000, 100..=600_000),
+    };
+    if let Some(url) = registry.url.as_ref().filter(|u| !u.starts_with("http://") && !u.starts_with("https://")) {
+        s.problem("url", format!("is {url:?}, not an http:// or https:// address"));
+    }
+    s.finish();
+
+    let sources = sources(&mut root);
+    if registry.url.is_none() && sources.iter().any(|s| s.format == Format::Avro) {
+        root.problem("registry.url", "is missing, and a source is in Avro");
+    }
+
+    let mut s = root.section("engine");
+    let engine = Engine {
+        workers: s.size("workers", 1, 1..=256),
+        epoch_max_events: s.size("epoch_max_events", 10_000, 1..=1_000_000),
+        decoded_max_bytes: s.size("decoded_max_bytes", 64 * MIB, MIB..=8192 * MIB),
+        pending_max_keys: s.size("pending_max_keys", 100_000, 1..=10_000_000),
+    };
+    s.finish();
+
+    let mut s = root.section("embed");
+    let embed = Embed {
+        model: s.text("model", Some("sentence-transformers/all-MiniLM-L6-v2")),
+        path: not_empty(s.optional_text("path")).map(|p| cx.folder.join(p)),
+        sha256: not_empty(s.optional_text("sha256")).map(|h| h.to_ascii_lowercase()),
+        device: device(&mut s),
+        text_max_tokens: s.size("text_max_tokens", 256, 8..=8192),
+        batch_max_tokens: s.size("batch_max_tokens", 4096, 8..=1_000_000),
+        store: PathBuf::from(s.location("store", Some("../../data/embeddings"))),
+    };
+    if embed.sha256.as_ref().is_some_and(|h| h.len() != 64 || !h.bytes().all(|b| b.is_ascii_hexdigit())) {
+        s.problem("sha256", "is not 64 hexadecimal digits");
+    }
+    if embed.batch_max_tokens < embed.text_max_tokens {
+        s.problem("batch_max_tokens", format!("is less than text_max_tokens ({}): one text has to fit", embed.text_max_tokens));
+    }
+    s.finish();
+
+    let mut s = root.section("index");
+    let index = Index {
+        uri: s.location("uri", Some("../../data/index")),
+        key: s.text("key", None),
+        text: s.text("text", None),
+        commit_max_keys: s.size("commit_max_keys", 1_000, 1..=100_000),
+        ann_min_rows: s.size("ann_min_rows", 50_000, 256..=1_000_000_000),
+        ann_max_unindexed: s.share("ann_max_unindexed", 0.1),
+        compact_min_fragments: s.size("compact_min_fragments", 20, 2..=10_000),
+        versions_max_age_s: s.number("versions_max_age_s", 600, 60..=31_536_000),
+    };
+    s.finish();
+
+    let raw = root.table.contains_key("raw").then(|| {
+        let mut s = root.section("raw");
+        let raw = Raw {
+            uri: s.location("uri", Some("../../data/raw")),
+            commit_max_events: s.size("commit_max_events", 50_000, 1..=10_000_000),
+            commit_max_ms: s.number("commit_max_ms", 5_000, 10..=3_600_000),
+        };
+        s.finish();
+        raw
+    });
+    root.known.push("raw");
+
+    let mut s = root.section("serve");
+    let listen = s.text("listen", Some("127.0.0.1:8080"));
+    let serve = Serve {
+        listen: listen.parse().unwrap_or_else(|_| {
+            s.problem("listen", format!("is {listen:?}, not address:port such as 127.0.0.1:8080"));
+            ([127, 0, 0, 1], 8080).into()
+        }),
+        body_max_bytes: s.number("body_max_bytes", MIB, 1024..=1024 * MIB),
+        k_max: s.size("k_max", 1_000, 1..=100_000),
+        timeout_ms: s.number("timeout_ms", 5_000, 10..=600_000),
+        concurrency_max: s.size("concurrency_max", 64, 1..=100_000),
+    };
+    s.finish();
+    root.finish();
+    Config { name, folder: cx.folder.into(), kafka, registry, sources, models, view, engine, embed, index, raw, serve }
+}
+
+fn options(kafka: &mut Section<'_>) -> BTreeMap<String, String> {
+    let section = kafka.section("options");
+    let mut options = BTreeMap::new();
+    for (key, value) in &section.table {
+        if let Some((_, why)) = FORBIDDEN.iter().find(|(name, _)| name == key) {
+            section.problem(key, format!("cannot be set: {why}"));
+            continue;
+        }
+        let text = match value {
+            Value::String(text) => section.cx.expand(&section.key(key), text),
+            Value::Integer(_) | Value::Boolean(_) | Value::Float(_) => value.to_string(),
+            other => {
+                section.problem(key, format!("is a {}; keys with dots have to be quoted", other.type_str()));
+                continue;
+            }
+        };
+        options.insert(key.clone(), text);
+    }
+    options
+}
+
+fn device(embed: &mut Section<'_>) -> DeviceChoice {
+    let text = embed.text("device", Some("auto"));
+    match (text.as_str(), text.strip_prefix("cuda:").map(str::parse)) {
+        ("auto", _) => DeviceChoice::Auto,
+        ("cpu", _) => DeviceChoice::Cpu,
+        (_, Some(Ok(n))) => DeviceChoice::Cuda(n),
+        _ => {
+            embed.problem("device", format!("is {text:?}; auto, cpu and cuda:N are possible"));
+            DeviceChoice::Auto
+        }
+    }
+}
+
+fn sources(root: &mut Section<'_>) -> Vec<Source> {
+    let tables = match root.take("source") {
+        Some(Value::Array(items)) if !items.is_empty() => items,
+        None => {
+            root.problem("source", "is missing: a dataflow has at least one [[source]]");
+            return Vec::new();
+        }
+        Some(_) => {
+            root.problem("source", "is not a list of tables; each begins with [[source]]");
+            return Vec::new();
+        }
+    };
+    let (mut topics, mut names) = (BTreeSet::new(), BTreeSet::new());
+    let mut sources = Vec::new();
+    for (n, table) in tables.into_iter().enumerate() {
+        let path = format!("source[{n}]");
+        let Value::Table(table) = table else {
+            root.cx.problem(path, "is not a table");
+            continue;
+        };
+        let mut s = Section { cx: root.cx, path, table, known: Vec::new() };
+        let source = source(&mut s);
+        if !topics.insert(source.topic.clone()) && !source.topic.is_empty() {
+            s.problem("topic", format!("{} is another source's already", source.topic));
+        }
+        if !names.insert((source.schema.clone(), source.table.clone())) && !source.table.is_empty() {
+            s.problem("table", format!("{}.{} is another source's already", source.schema, source.table));
+        }
+        s.finish();
+        sources.push(source);
+    }
+    sources
+}
+
+fn source(s: &mut Section<'_>) -> Source {
+    let contract_path = PathBuf::from(s.location("contract", None));
+    let key = s.texts("key");
+    let mut contract = String::new();
+    if !contract_path.as_os_str().is_empty() {
+        match std::fs::read_to_string(&contract_path) {
+            Ok(text) => {
+                check_contract(s, &contract_path, &text, &key);
+                contract = text;
+            }
+            Err(e) => s.problem("contract", format!("{} cannot be read: {e}", contract_path.display())),
+        }
+    }
+    Source {
+        schema: s.text("schema", None),
+        table: s.text("table", None),
+        topic: s.text("topic", None).into(),
+        format: s.choice("format", Format::Avro, &[("avro", Format::Avro), ("json", Format::Json)]),
+        envelope: s.choice("envelope", Envelope::Debezium, &[("debezium", Envelope::Debezium), ("flattened", Envelope::Flattened)]),
+        key,
+        unavailable: s.text("unavailable", Some("__debezium_unavailable_value")),
+        contract,
+        contract_path,
+    }
+}
+
+fn check_contract(s: &Section<'_>, path: &Path, text: &str, key: &[String]) {
+    match apache_avro::Schema::parse_str(text) {
+        Ok(apache_avro::Schema::Record(record)) => {
+            for column in key.iter().filter(|k| !record.fields.iter().any(|f| f.name == **k)) {
+                s.problem("key", format!("the contract {} has no column {column}", path.display()));
+            }
+        }
+        Ok(_) => s.problem("contract", format!("{} is not a record", path.display())),
+        Err(e) => s.problem("contract", format!("{} is no Avro schema: {e}", path.display())),
+    }
+}
+
+fn models(cx: &Context<'_>) -> Vec<Model> {
+    let mut paths: Vec<PathBuf> = match std::fs::read_dir(cx.folder) {
+        Ok(entries) => entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "sql")).collect(),
+        Err(e) => {
+            cx.problem("models", format!("{} cannot be read: {e}", cx.folder.display()));
+            return Vec::new();
+        }
+    };
+    paths.sort();
+    if paths.is_empty() {
+        cx.problem("models", format!("there is no *.sql in {}", cx.folder.display()));
+    }
+    let mut models = Vec::new();
+    for path in paths {
+        let name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+        match std::fs::read_to_string(&path) {
+            Ok(sql) => models.push(Model { name, path, sql }),
+            Err(e) => cx.problem(format!("models.{name}"), format!("cannot be read: {e}")),
+        }
+    }
+    models
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+        [kafka]
+        bootstrap_servers = "${BROKERS}"
+        options = { "security.protocol" = "SSL" }
+        [registry]
+        url = "${REGISTRY:-http://${HOST}:8081}"
+        [[source]]
+        schema = "shop"
+        table = "product"
+        topic = "shop.public.product"
+        key = ["id"]
+        contract = "product.avsc"
+        [index]
+        key = "id"
+        text = "name"
+    "#;
+
+    fn folder(toml: &str) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("dataflow.toml"), toml).unwrap();
+        std::fs::write(folder.path().join("view.sql"), "select 1").unwrap();
+        let contract = r#"{"type":"record","name":"P","fields":[{"name":"id","type":"long"}]}"#;
+        std::fs::write(folder.path().join("product.avsc"), contract).unwrap();
+        folder
+    }
+
+    fn load_text(toml: &str) -> Result<Config, Errors> {
+        let folder = folder(toml);
+        load_with(folder.path(), |name| match name {
+            "BROKERS" => Some("a:1,b:2".into()),
+            "HOST" => Some("host".into()),
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn the_environment_is_put_in() {
+        let config = load_text(GOOD).unwrap();
+        assert_eq!(config.kafka.bootstrap_servers, "a:1,b:2");
+        assert_eq!(config.registry.url.as_deref(), Some("http://host:8081"));
+        assert_eq!(config.kafka.options["security.protocol"], "SSL");
+        assert_eq!(config.view, "view");
+    }
+
+    #[test]
+    fn all_mistakes_are_named_at_once_by_their_keys() {
+        let bad = GOOD
+            .replace("key = [\"id\"]", "key = [\"idd\"]")
+            .replace("\"security.protocol\" = \"SSL\"", "\"enable.auto.commit\" = true")
+            .replace("${BROKERS}", "${NOT_SET}")
+            .replace("text = \"name\"", "text = 5\nann_min_row = 1000")
+            + "[serve]\nlisten = \"nowhere\"\nk_max = 0\n[embed]\ndevice = \"tpu\"\n";
+        let errors = load_text(&bad).unwrap_err();
+        let keys: Vec<&str> = errors.problems.iter().map(|p| p.key.as_str()).collect();
+        let expect = [
+            "embed.device",
+            "index.ann_min_row",
+            "index.text",
+            "kafka.bootstrap_servers",
+            "kafka.bootstrap_servers",
+            "kafka.options.enable.auto.commit",
+            "serve.k_max",
+            "serve.listen",
+            "source[0].key",
+        ];
+        assert_eq!(keys, expect, "{errors}");
+        let text = errors.to_string();
+        assert!(text.contains("did you mean ann_min_rows?") && text.contains("NOT_SET"), "{text}");
+    }
+
+    #[test]
+    fn the_shipped_dataflow_is_right() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("dataflows/product");
+        let config = load_with(&folder, |name| (name == "HOME").then(|| "/home/x".into())).unwrap();
+        assert_eq!((config.name.as_str(), config.view.as_str()), ("product", "stg_product"));
+    }
+
+    #[test]
+    fn what_is_no_toml_is_said_with_its_line() {
+        assert!(load_text("[kafka\n").unwrap_err().to_string().contains("line 1"));
+    }
+}

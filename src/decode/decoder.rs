@@ -1,0 +1,459 @@
+//! The decoder of one source: a batch of messages in, changes and rejects out.
+//!
+//! The invariant: the same batch may be given again after an error, and gives the same answer; nothing of a batch is kept between calls
+//! but plans, which depend on schemas alone.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow_row::RowConverter;
+
+use super::avro::Cursor;
+use super::cell::{Cell, Column, convert};
+use super::envelope::{Event, Kind, ValuePlan, is_json_service};
+use super::plan::{Bad, RowPlan, bad, writer_type};
+use super::registry::{Error, SchemaStore};
+use super::row::{ContractError, RowType};
+use super::schema::{NodeId, Schema};
+use super::{Change, Counts, Decoded, Op, Origin, Reject, Rule, json, wire};
+use crate::config::{self, Format};
+use crate::source::{Message, MessageBatch};
+use crate::time::Offset;
+
+/// Schema parts of JSON messages that are remembered; a table has a few over its life.
+const JSON_PLANS_MAX: usize = 64;
+
+pub struct Decoder {
+    index: usize,
+    source: config::Source,
+    row_type: Arc<RowType>,
+    key_converter: RowConverter,
+    schemas: Arc<dyn SchemaStore>,
+    plans: HashMap<u32, Plans>,
+    json_values: Vec<(serde_json::Value, Made<ValuePlan>)>,
+    json_keys: Vec<(serde_json::Value, Made<KeyPlan>)>,
+    bare: Made<ValuePlan>,
+    bare_key: Made<KeyPlan>,
+}
+
+/// The plans of one schema id: of a value and of a key, whichever it is asked for.
+#[derive(Default)]
+struct Plans {
+    schema: Option<Arc<str>>,
+    value: Option<Made<ValuePlan>>,
+    key: Option<Made<KeyPlan>>,
+}
+
+type Made<P> = Arc<Result<(Schema, P), Bad>>;
+
+/// How a key becomes the key's columns.
+enum KeyPlan {
+    Record(RowPlan),
+    /// A key of one column may come bare.
+    Single(NodeId),
+    /// The message's key is another one than the configured; the row has it.
+    Foreign,
+}
+
+impl KeyPlan {
+    fn new(schema: &Schema, of: &RowType) -> Result<KeyPlan, Bad> {
+        match schema.record(schema.root) {
+            Some(record) => Ok(RowPlan::key(schema, record, of)?.map_or(KeyPlan::Foreign, KeyPlan::Record)),
+            None if of.key_columns().len() == 1 => Ok(KeyPlan::Single(schema.root)),
+            None => Ok(KeyPlan::Foreign),
+        }
+    }
+}
+
+fn made<P>(schema: Result<Schema, Bad>, plan: impl FnOnce(&Schema) -> Result<P, Bad>) -> Made<P> {
+    Arc::new(schema.and_then(|schema| {
+        let plan = plan(&schema)?;
+        Ok((schema, plan))
+    }))
+}
+
+/// What the batch has come to so far.
+struct Assembly {
+    rows: Vec<Column>,
+    row_count: usize,
+    keys: Vec<Column>,
+    changes: Vec<Pending>,
+    counts: Counts,
+}
+
+struct Pending {
+    offset: Offset,
+    has_key: bool,
+    op: PendingOp,
+    origin: Origin,
+    commit_ms: i64,
+}
+
+enum PendingOp {
+    Upsert { row: usize, unavailable: Option<Box<[u16]>> },
+    Delete,
+    Truncate,
+}
+
+impl Decoder {
+    pub fn new(
+        index: usize,
+        source: &config::Source,
+        row_type: Arc<RowType>,
+        schemas: Arc<dyn SchemaStore>,
+    ) -> Result<Decoder, ContractError> {
+        let key_converter = row_type.key_converter().map_err(|e| ContractError(format!("the key: {e}")))?;
+        let contract = || {
+            Schema::from_avro(&source.contract).map_err(|e| bad(Rule::Contract, e.to_string()))
+        };
+        let root = row_type.contract.record(row_type.contract.root);
+        let bare = made(contract(), |schema| {
+            let record = schema.record(schema.root).ok_or_else(|| bad(Rule::Contract, "the contract is not a record"))?;
+            let row = RowPlan::row(schema, record, &row_type)?;
+            Ok(match source.envelope {
+                config::Envelope::Flattened => ValuePlan::Flat { row, record: schema.root },
+                config::Envelope::Debezium => {
+                    ValuePlan::Wrapped { fields: Vec::new(), row, before: RowPlan::key(schema, record, &row_type)? }
+                }
+            })
+        });
+        let bare_key = made(contract(), |schema| KeyPlan::new(schema, &row_type));
+        debug_assert!(root.is_some(), "a row type is made from a record");
+        Ok(Decoder {
+            index,
+            source: source.clone(),
+            row_type,
+            key_converter,
+            schemas,
+            plans: HashMap::new(),
+            json_values: Vec::new(),
+            json_keys: Vec::new(),
+            bare,
+            bare_key,
+        })
+    }
+
+    /// Decodes a batch. An error is infrastructure's; the same batch may be given again.
+    pub async fn decode(&mut self, batch: &MessageBatch) -> Result<Decoded, Error> {
+        if self.source.format == Format::Avro {
+            self.fetch_schemas(batch).await?;
+        }
+        let mut assembly = Assembly {
+            rows: self.row_type.columns.iter().map(|c| Column::new(&c.ty.arrow)).collect(),
+            row_count: 0,
+            keys: self.row_type.key_columns().iter().map(|k| Column::new(&self.row_type.columns[*k].ty.arrow)).collect(),
+            changes: Vec::with_capacity(batch.messages.len()),
+            counts: Counts::default(),
+        };
+        let mut rejects = Vec::new();
+        for message in &batch.messages {
+            let done = match self.source.format {
+                Format::Avro => self.avro(batch, message, &mut assembly),
+                Format::Json => self.json(batch, message, &mut assembly),
+            };
+            if let Err(Bad { rule, reason }) = done {
+                let value = batch.value(message);
+                rejects.push(Reject {
+                    partition: batch.partition.clone(),
+                    offset: message.offset,
+                    timestamp_ms: message.timestamp_ms,
+                    rule,
+                    reason,
+                    schema_id: value.and_then(|v| wire::split(v).ok()).filter(|_| self.source.format == Format::Avro).map(|(id, _)| id),
+                    key: batch.key(message).map(Into::into),
+                    value: value.map(Into::into),
+                });
+            }
+        }
+        let end = batch.end().unwrap_or_default();
+        let (changes, counts) = self.assemble(assembly);
+        Ok(Decoded { source: self.index, partition: batch.partition.clone(), end, changes, rejects, counts })
+    }
+
+    async fn fetch_schemas(&mut self, batch: &MessageBatch) -> Result<(), Error> {
+        let mut unknown = Vec::new();
+        for message in &batch.messages {
+            for part in [batch.key(message), batch.value(message)].into_iter().flatten() {
+                let Ok((id, _)) = wire::split(part) else { continue };
+                if self.plans.get(&id).is_some_and(|p| p.schema.is_some()) || unknown.contains(&id) {
+                    continue;
+                }
+                match self.schemas.get(id).await? {
+                    Some(text) => self.plans.entry(id).or_default().schema = Some(text),
+                    // Not remembered beyond this batch: it may be registered later.
+                    None => unknown.push(id),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn value_plan(&mut self, id: u32) -> Result<Made<ValuePlan>, Bad> {
+        let plans = self.plans.get_mut(&id).ok_or_else(|| unknown_schema(id))?;
+        let Some(text) = &plans.schema else { return Err(unknown_schema(id)) };
+        let (envelope, row_type) = (self.source.envelope, &self.row_type);
+        let plan = plans.value.get_or_insert_with(|| {
+            made(parse(id, text), |schema| {
+                ValuePlan::new(schema, envelope, row_type).map_err(|b| bad(b.rule, format!("schema {id}: {}", b.reason)))
+            })
+        });
+        Ok(plan.clone())
+    }
+
+    fn key_plan(&mut self, id: u32) -> Result<Made<KeyPlan>, Bad> {
+        let plans = self.plans.get_mut(&id).ok_or_else(|| unknown_schema(id))?;
+        let Some(text) = &plans.schema else { return Err(unknown_schema(id)) };
+        let row_type = &self.row_type;
+        let plan = plans.key.get_or_insert_with(|| {
+            made(parse(id, text), |schema| {
+                KeyPlan::new(schema, row_type).map_err(|b| bad(b.rule, format!("the key's schema {id}: {}", b.reason)))
+            })
+        });
+        Ok(plan.clone())
+    }
+
+    fn avro(&mut self, batch: &MessageBatch, message: &Message, to: &mut Assembly) -> Result<(), Bad> {
+        let split = |part| wire::split(part).map_err(|e| bad(Rule::Wire, e));
+        let event = match batch.value(message) {
+            None => None,
+            Some(value) => {
+                let (id, body) = split(value)?;
+                let plan = self.value_plan(id)?;
+                let (schema, plan) = plan.as_ref().as_ref().map_err(Clone::clone)?;
+                match plan.read_avro(schema, body, &self.row_type, &self.source.unavailable)? {
+                    Some(event) => Some(event),
+                    None => {
+                        to.counts.skipped += 1;
+                        return Ok(());
+                    }
+                }
+            }
+        };
+        let key = match batch.key(message) {
+            None => None,
+            Some(key) => {
+                let (id, body) = split(key).map_err(|b| bad(b.rule, format!("the key: {}", b.reason)))?;
+                let plan = self.key_plan(id)?;
+                let (schema, plan) = plan.as_ref().as_ref().map_err(Clone::clone)?;
+                read_key_avro(plan, schema, body, &self.row_type).map_err(|b| bad(b.rule, format!("the key: {}", b.reason)))?
+            }
+        };
+        to.add(message, key, event, &self.row_type)
+    }
+
+    fn json(&mut self, batch: &MessageBatch, message: &Message, to: &mut Assembly) -> Result<(), Bad> {
+        let parse = |part: &[u8]| -> Result<serde_json::Value, Bad> {
+            serde_json::from_slice(part).map_err(|e| bad(Rule::Wire, format!("this is not JSON: {e}")))
+        };
+        let value = batch.value(message).map(parse).transpose()?;
+        let key = batch.key(message).map(parse).transpose().map_err(|b| bad(b.rule, format!("the key: {}", b.reason)))?;
+        let (envelope, row_type) = (self.source.envelope, self.row_type.clone());
+        let value_plan;
+        let event = match &value {
+            None | Some(serde_json::Value::Null) => None,
+            Some(value) => {
+                let (part, payload) = schema_and_payload(value);
+                if is_json_service(payload) {
+                    to.counts.skipped += 1;
+                    return Ok(());
+                }
+                if payload.is_null() {
+                    None
+                } else {
+                    value_plan = match part {
+                        None => self.bare.clone(),
+                        Some(part) => remembered(&mut self.json_values, part, |schema| ValuePlan::new(schema, envelope, &row_type)),
+                    };
+                    let (schema, plan) = value_plan.as_ref().as_ref().map_err(Clone::clone)?;
+                    match plan.read_json(schema, payload, &row_type, &self.source.unavailable)? {
+                        Some(event) => Some(event),
+                        None => {
+                            to.counts.skipped += 1;
+                            return Ok(());
+                        }
+                    }
+                }
+            }
+        };
+        let key_plan;
+        let key = match &key {
+            None => None,
+            Some(key) => {
+                let (part, payload) = schema_and_payload(key);
+                key_plan = match part {
+                    None => self.bare_key.clone(),
+                    Some(part) => remembered(&mut self.json_keys, part, |schema| KeyPlan::new(schema, &row_type)),
+                };
+                let (schema, plan) = key_plan.as_ref().as_ref().map_err(Clone::clone)?;
+                read_key_json(plan, schema, payload, &row_type).map_err(|b| bad(b.rule, format!("the key: {}", b.reason)))?
+            }
+        };
+        to.add(message, key, event, &row_type)
+    }
+
+    fn assemble(&self, assembly: Assembly) -> (Vec<Change>, Counts) {
+        let Assembly { mut rows, mut keys, changes, counts, .. } = assembly;
+        let columns: Vec<_> = rows.iter_mut().map(Column::finish).collect();
+        let rows = self.row_type.converter().convert_columns(&columns).expect("the columns are of the converter's types");
+        let columns: Vec<_> = keys.iter_mut().map(Column::finish).collect();
+        let keys = self.key_converter.convert_columns(&columns).expect("the columns are of the converter's types");
+        let mut next_key = 0;
+        let change = |pending: Pending| {
+            let key: Box<[u8]> = match pending.has_key {
+                true => {
+                    next_key += 1;
+                    keys.row(next_key - 1).data().into()
+                }
+                false => Box::default(),
+            };
+            let op = match pending.op {
+                PendingOp::Upsert { row, unavailable } => Op::Upsert { row: rows.row(row).data().into(), unavailable },
+                PendingOp::Delete => Op::Delete,
+                PendingOp::Truncate => Op::Truncate,
+            };
+            Change { offset: pending.offset, key, op, commit_ms: pending.commit_ms, origin: pending.origin }
+        };
+        (changes.into_iter().map(change).collect(), counts)
+    }
+}
+
+impl Assembly {
+    /// Adds what a message says. Everything that can fail has to have happened before the first column grows.
+    fn add(&mut self, message: &Message, key: Option<Vec<Cell<'_>>>, event: Option<Event<'_>>, of: &RowType) -> Result<(), Bad> {
+        let Some(Event { kind, row, before_key, origin }) = event else {
+            let Some(key) = key else {
+                return Err(bad(Rule::Envelope, "a tombstone without a key says nothing about any row"));
+            };
+            self.counts.tombstone += 1;
+            self.push(message, Some(&key), PendingOp::Delete, Origin::default());
+            return Ok(());
+        };
+        match kind {
+            Kind::Truncate => {
+                self.counts.truncate += 1;
+                self.push(message, None, PendingOp::Truncate, origin);
+            }
+            Kind::Delete => {
+                let Some(key) = key.or(before_key) else {
+                    return Err(bad(Rule::Envelope, "a delete without a key says nothing about any row"));
+                };
+                self.counts.delete += 1;
+                self.push(message, Some(&key), PendingOp::Delete, origin);
+            }
+            Kind::Create | Kind::Update | Kind::Snapshot => {
+                let Some(row) = row else { return Err(bad(Rule::Envelope, "after is null, though the operation writes a row")) };
+                if let Some(column) = of.key_columns().iter().find(|k| row.unavailable.contains(&(**k as u16))) {
+                    return Err(bad(Rule::Value, format!("the key column {} was not sent", of.columns[*column].name)));
+                }
+                let key = key.unwrap_or_else(|| of.key_columns().iter().map(|k| row.cells[*k].clone()).collect());
+                match kind {
+                    Kind::Create => self.counts.create += 1,
+                    Kind::Update => self.counts.update += 1,
+                    _ => self.counts.snapshot += 1,
+                }
+                if let Some(old) = before_key.filter(|old| kind == Kind::Update && *old != key) {
+                    self.push(message, Some(&old), PendingOp::Delete, origin.clone());
+                }
+                for (column, cell) in self.rows.iter_mut().zip(&row.cells) {
+                    column.append(cell);
+                }
+                let unavailable = (!row.unavailable.is_empty()).then(|| row.unavailable.into_boxed_slice());
+                self.row_count += 1;
+                self.push(message, Some(&key), PendingOp::Upsert { row: self.row_count - 1, unavailable }, origin);
+            }
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, message: &Message, key: Option<&[Cell<'_>]>, op: PendingOp, origin: Origin) {
+        for (column, cell) in self.keys.iter_mut().zip(key.unwrap_or_default()) {
+            column.append(cell);
+        }
+        let commit_ms = if origin.snapshot { 0 } else { origin.ts_ms };
+        self.changes.push(Pending { offset: message.offset, has_key: key.is_some(), op, origin, commit_ms });
+    }
+}
+
+fn unknown_schema(id: u32) -> Bad {
+    bad(Rule::UnknownSchema, format!("the registry has no Avro schema {id}"))
+}
+
+fn parse(id: u32, text: &str) -> Result<Schema, Bad> {
+    Schema::from_avro(text).map_err(|e| bad(Rule::Type, format!("schema {id}: {e}")))
+}
+
+fn read_key_avro<'a>(plan: &KeyPlan, schema: &Schema, body: &'a [u8], of: &RowType) -> Result<Option<Vec<Cell<'a>>>, Bad> {
+    let wire = |e: String| bad(Rule::Body, e);
+    let mut cursor = Cursor::new(body);
+    let cells = match plan {
+        KeyPlan::Foreign => {
+            cursor.skip(schema, schema.root).map_err(wire)?;
+            None
+        }
+        KeyPlan::Single(node) => {
+            let column = &of.columns[of.key_columns()[0]];
+            let writer = writer_type(schema, *node, column)?;
+            let raw = cursor.read(schema, *node).map_err(wire)?;
+            Some(vec![convert(raw, &writer, &column.ty).map_err(|e| bad(Rule::Value, e))?])
+        }
+        KeyPlan::Record(plan) => {
+            cursor.branch(schema, schema.root).map_err(wire)?;
+            let row = plan.read_avro(schema, &mut cursor, of, "")?;
+            match row.misfit {
+                Some(misfit) => return Err(misfit),
+                None => Some(row.cells),
+            }
+        }
+    };
+    cursor.finish().map_err(wire)?;
+    Ok(cells)
+}
+
+fn read_key_json<'a>(plan: &KeyPlan, schema: &Schema, payload: &'a serde_json::Value, of: &RowType) -> Result<Option<Vec<Cell<'a>>>, Bad> {
+    match (plan, payload) {
+        (KeyPlan::Record(plan), serde_json::Value::Object(object)) => {
+            // Without a schema part the plan is the contract's, and the object may be another key than the configured one.
+            if of.key_columns().iter().any(|k| !object.contains_key(&*of.columns[*k].name)) {
+                return Ok(None);
+            }
+            let row = plan.read_json(schema, object, of, "");
+            row.misfit.map_or(Ok(Some(row.cells)), Err)
+        }
+        (KeyPlan::Single(node), payload) => {
+            let column = &of.columns[of.key_columns()[0]];
+            let writer = writer_type(schema, *node, column)?;
+            let raw = json::read(schema, *node, payload).map_err(|e| bad(Rule::Value, e))?;
+            Ok(Some(vec![convert(raw, &writer, &column.ty).map_err(|e| bad(Rule::Value, e))?]))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Splits Connect's `{"schema", "payload"}`; what is not that is its own payload.
+fn schema_and_payload(value: &serde_json::Value) -> (Option<&serde_json::Value>, &serde_json::Value) {
+    match value {
+        serde_json::Value::Object(object) if object.len() == 2 => match (object.get("schema"), object.get("payload")) {
+            (Some(serde_json::Value::Null), Some(payload)) => (None, payload),
+            (Some(schema), Some(payload)) => (Some(schema), payload),
+            _ => (None, value),
+        },
+        _ => (None, value),
+    }
+}
+
+fn remembered<P>(
+    known: &mut Vec<(serde_json::Value, Made<P>)>,
+    part: &serde_json::Value,
+    plan: impl FnOnce(&Schema) -> Result<P, Bad>,
+) -> Made<P> {
+    if let Some((_, made)) = known.iter().rev().find(|(k, _)| k == part) {
+        return made.clone();
+    }
+    let schema = Schema::from_connect(part).map_err(|e| bad(Rule::Type, e.to_string()));
+    let new = made(schema, plan);
+    if known.len() == JSON_PLANS_MAX {
+        known.remove(0);
+    }
+    known.push((part.clone(), new.clone()));
+    new
+}

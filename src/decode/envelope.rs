@@ -1,0 +1,315 @@
+//! The envelope: what Debezium wraps around a row, read from Avro by plan or from JSON by name, to one [`Event`].
+//!
+//! The invariant: `before` is never taken for the old row (Debezium fills it with made-up values); only its key columns are looked at,
+//! to notice a changed primary key.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::avro::Cursor;
+use super::cell::{Cell, Raw};
+use super::plan::{Bad, RowCells, RowPlan, bad};
+use super::row::RowType;
+use super::schema::{NodeId, Record, Schema};
+use super::{Origin, Rule, json};
+use crate::config::Envelope;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Create,
+    Update,
+    Delete,
+    Snapshot,
+    Truncate,
+}
+
+impl Kind {
+    fn of(op: &str) -> Result<Kind, Bad> {
+        match op {
+            "c" => Ok(Kind::Create),
+            "u" => Ok(Kind::Update),
+            "d" => Ok(Kind::Delete),
+            "r" => Ok(Kind::Snapshot),
+            "t" => Ok(Kind::Truncate),
+            other => Err(bad(Rule::Envelope, format!("the operation {:?} is none of c, u, d, r, t", other.chars().take(20).collect::<String>()))),
+        }
+    }
+}
+
+/// What one value says.
+#[derive(Debug)]
+pub(super) struct Event<'a> {
+    pub kind: Kind,
+    pub row: Option<RowCells<'a>>,
+    /// The key columns of `before`.
+    pub before_key: Option<Vec<Cell<'a>>>,
+    pub origin: Origin,
+}
+
+/// How values of one writer schema are read.
+#[derive(Debug)]
+pub(super) enum ValuePlan {
+    /// Heartbeats, transaction markers, schema changes: nothing of a table.
+    Skip,
+    Wrapped { fields: Vec<(NodeId, Part)>, row: RowPlan, before: Option<RowPlan> },
+    Flat { row: RowPlan, record: NodeId },
+}
+
+/// The parts of an envelope.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Part {
+    Before,
+    After,
+    Source,
+    Op,
+    Other,
+}
+
+impl ValuePlan {
+    pub fn new(schema: &Schema, envelope: Envelope, of: &RowType) -> Result<ValuePlan, Bad> {
+        let Some(root) = schema.record(schema.root) else {
+            return Err(bad(Rule::Envelope, "the value is not a record"));
+        };
+        if is_service_record(root) {
+            return Ok(ValuePlan::Skip);
+        }
+        if envelope == Envelope::Flattened {
+            let record = schema.optional(schema.root).1;
+            return Ok(ValuePlan::Flat { row: RowPlan::row(schema, root, of)?, record });
+        }
+        let after = root.field("after").and_then(|(_, f)| schema.record(f.node));
+        let (Some(after), Some(_)) = (after, root.field("op")) else {
+            let reason = format!("the record {} has no after and op; envelope = \"flattened\" reads rows without an envelope", root.full_name);
+            return Err(bad(Rule::Envelope, reason));
+        };
+        let row = RowPlan::row(schema, after, of)?;
+        let before = match root.field("before").and_then(|(_, f)| schema.record(f.node)) {
+            Some(before) => RowPlan::key(schema, before, of)?,
+            None => None,
+        };
+        let part = |name: &str| match name {
+            "before" if before.is_some() => Part::Before,
+            "after" => Part::After,
+            "source" => Part::Source,
+            "op" => Part::Op,
+            _ => Part::Other,
+        };
+        let fields = root.fields.iter().map(|f| (f.node, part(&f.name))).collect();
+        Ok(ValuePlan::Wrapped { fields, row, before })
+    }
+
+    /// Reads an Avro body; `None` is nothing of a table.
+    pub fn read_avro<'a>(&self, schema: &Schema, body: &'a [u8], of: &RowType, unavailable: &str) -> Result<Option<Event<'a>>, Bad> {
+        let mut cursor = Cursor::new(body);
+        let wire = |e: String| bad(Rule::Body, e);
+        let event = match self {
+            ValuePlan::Skip => {
+                cursor.skip(schema, schema.root).map_err(wire)?;
+                None
+            }
+            ValuePlan::Wrapped { fields, row, before } => {
+                let mut parts = Parts::default();
+                if schema.record(cursor.branch(schema, schema.root).map_err(wire)?).is_none() {
+                    return Err(bad(Rule::Envelope, "the value is null inside its schema"));
+                }
+                for (node, part) in fields {
+                    match (part, before) {
+                        (Part::Other, _) => cursor.skip(schema, *node).map_err(wire)?,
+                        (Part::Before, Some(plan)) => {
+                            if schema.record(cursor.branch(schema, *node).map_err(wire)?).is_some() {
+                                parts.before = Some(plan.read_avro(schema, &mut cursor, of, unavailable)?);
+                            }
+                        }
+                        (Part::Before, None) => cursor.skip(schema, *node).map_err(wire)?,
+                        (Part::After, _) => {
+                            if schema.record(cursor.branch(schema, *node).map_err(wire)?).is_some() {
+                                parts.row = Some(row.read_avro(schema, &mut cursor, of, unavailable)?);
+                            }
+                        }
+                        (Part::Op, _) => parts.op = text(cursor.read(schema, *node).map_err(wire)?),
+                        (Part::Source, _) => {
+                            let id = cursor.branch(schema, *node).map_err(wire)?;
+                            if let Some(record) = schema.record(id) {
+                                for field in &record.fields {
+                                    match is_kept(&field.name) {
+                                        true => keep(&mut parts.origin, &field.name, cursor.read(schema, field.node).map_err(wire)?),
+                                        false => cursor.skip(schema, field.node).map_err(wire)?,
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+                Some(parts)
+            }
+            ValuePlan::Flat { row, record } => {
+                // The row's own fields first, then the same bytes once more for what the transformation has added.
+                cursor.branch(schema, schema.root).map_err(wire)?;
+                let cells = row.read_avro(schema, &mut cursor, of, unavailable)?;
+                cursor.finish().map_err(wire)?;
+                let mut again = Cursor::new(body);
+                again.branch(schema, schema.root).map_err(wire)?;
+                let mut added = Added::default();
+                for field in schema.record(*record).map(|r| r.fields.as_slice()).unwrap_or_default() {
+                    match field.name.starts_with("__") && Added::knows(&field.name) {
+                        true => added.take(&field.name, again.read(schema, field.node).map_err(wire)?),
+                        false => again.skip(schema, field.node).map_err(wire)?,
+                    }
+                }
+                return added.event(cells).map(Some);
+            }
+        };
+        cursor.finish().map_err(wire)?;
+        event.map(Parts::event).transpose()
+    }
+
+    /// Reads a JSON object, the schema part of which made this plan (or the contract did).
+    pub fn read_json<'a>(&self, schema: &Schema, value: &'a Value, of: &RowType, unavailable: &str) -> Result<Option<Event<'a>>, Bad> {
+        let Value::Object(object) = value else {
+            return Err(bad(Rule::Envelope, format!("{} stands where an object should", json::shown(value))));
+        };
+        match self {
+            ValuePlan::Skip => Ok(None),
+            ValuePlan::Flat { row, .. } => {
+                let mut added = Added::default();
+                for (name, value) in object.iter().filter(|(name, _)| Added::knows(name)) {
+                    added.take(name, loose(value));
+                }
+                added.event(row.read_json(schema, object, of, unavailable)).map(Some)
+            }
+            ValuePlan::Wrapped { row, before, .. } => {
+                let mut parts = Parts { op: object.get("op").and_then(Value::as_str).map(Into::into), ..Parts::default() };
+                let part = |name: &str| -> Result<Option<&'a Map<String, Value>>, Bad> {
+                    match object.get(name) {
+                        None | Some(Value::Null) => Ok(None),
+                        Some(Value::Object(part)) => Ok(Some(part)),
+                        Some(other) => Err(bad(Rule::Envelope, format!("{name} is {}, not an object", json::shown(other)))),
+                    }
+                };
+                parts.row = part("after")?.map(|o| row.read_json(schema, o, of, unavailable));
+                parts.before = part("before")?.zip(before.as_ref()).map(|(o, plan)| plan.read_json(schema, o, of, unavailable));
+                for (name, value) in part("source")?.into_iter().flatten().filter(|(name, _)| is_kept(name)) {
+                    keep(&mut parts.origin, name, loose(value));
+                }
+                parts.event().map(Some)
+            }
+        }
+    }
+}
+
+/// Without a schema part a heartbeat is known by having nothing but its time.
+pub(super) fn is_json_service(value: &Value) -> bool {
+    value.as_object().is_some_and(|o| {
+        (o.len() == 1 && o.contains_key("ts_ms")) || (o.contains_key("status") && o.contains_key("event_count")) || o.contains_key("ddl")
+    })
+}
+
+fn is_service_record(root: &Record) -> bool {
+    let name = root.full_name.strip_prefix("io.debezium.connector.");
+    name.is_some_and(|n| ["Heartbeat", "TransactionMetadataValue", "SchemaChangeValue"].iter().any(|s| n.ends_with(s)))
+}
+
+#[derive(Default)]
+struct Parts<'a> {
+    op: Option<Arc<str>>,
+    before: Option<RowCells<'a>>,
+    row: Option<RowCells<'a>>,
+    origin: Origin,
+}
+
+impl<'a> Parts<'a> {
+    fn event(self) -> Result<Event<'a>, Bad> {
+        let Some(op) = self.op else { return Err(bad(Rule::Envelope, "the envelope has no operation")) };
+        // A `before` that does not fit says nothing about the row that counts.
+        let before_key = self.before.filter(|b| b.misfit.is_none() && b.unavailable.is_empty()).map(|b| b.cells);
+        finish(Kind::of(&op)?, self.row, before_key, self.origin)
+    }
+}
+
+fn finish<'a>(kind: Kind, row: Option<RowCells<'a>>, before_key: Option<Vec<Cell<'a>>>, origin: Origin) -> Result<Event<'a>, Bad> {
+    match (kind, row) {
+        (Kind::Delete | Kind::Truncate, _) => Ok(Event { kind, row: None, before_key, origin }),
+        (_, None) => Err(bad(Rule::Envelope, "after is null, though the operation writes a row")),
+        (_, Some(RowCells { misfit: Some(misfit), .. })) => Err(misfit),
+        (_, row) => Ok(Event { kind, row, before_key, origin }),
+    }
+}
+
+/// What `ExtractNewRecordState` adds to a row, if it is told to.
+#[derive(Default)]
+struct Added {
+    deleted: bool,
+    op: Option<Arc<str>>,
+    origin: Origin,
+}
+
+impl Added {
+    fn knows(name: &str) -> bool {
+        matches!(name, "__deleted" | "__op") || origin_name(name).is_some()
+    }
+
+    fn take(&mut self, name: &str, raw: Raw<'_>) {
+        match (name, raw) {
+            ("__deleted", Raw::Bool(v)) => self.deleted = v,
+            ("__deleted", Raw::Str(v)) => self.deleted = v == "true",
+            ("__op", raw) => self.op = text(raw),
+            (name, raw) => {
+                if let Some(name) = origin_name(name) {
+                    keep(&mut self.origin, name, raw);
+                }
+            }
+        }
+    }
+
+    fn event<'a>(self, cells: RowCells<'a>) -> Result<Event<'a>, Bad> {
+        let kind = match self.op.as_deref() {
+            _ if self.deleted => Kind::Delete,
+            Some(op) => Kind::of(op)?,
+            None => Kind::Update,
+        };
+        finish(kind, Some(cells), None, self.origin)
+    }
+}
+
+/// `__source_ts_ms` and `__ts_ms`, `__lsn`, ...: the transformation writes a nested name with underscores.
+fn origin_name(name: &str) -> Option<&str> {
+    let name = name.strip_prefix("__")?;
+    let inner = name.strip_prefix("source_").unwrap_or(name);
+    is_kept(inner).then_some(inner)
+}
+
+fn is_kept(name: &str) -> bool {
+    matches!(name, "ts_ms" | "snapshot" | "lsn" | "change_lsn" | "commit_lsn" | "event_serial_no" | "table")
+}
+
+fn keep(origin: &mut Origin, name: &str, raw: Raw<'_>) {
+    match (name, raw) {
+        ("ts_ms", Raw::Int(v)) => origin.ts_ms = v,
+        ("lsn", Raw::Int(v)) => origin.lsn = Some(v),
+        ("event_serial_no", Raw::Int(v)) => origin.event_serial_no = Some(v),
+        ("snapshot", Raw::Str(v)) => origin.snapshot = v != "false",
+        ("snapshot", Raw::Bool(v)) => origin.snapshot = v,
+        ("change_lsn", raw) => origin.change_lsn = text(raw),
+        ("commit_lsn", raw) => origin.commit_lsn = text(raw),
+        ("table", raw) => origin.table = text(raw),
+        _ => {}
+    }
+}
+
+fn text(raw: Raw<'_>) -> Option<Arc<str>> {
+    match raw {
+        Raw::Str(text) => Some((*text).into()),
+        _ => None,
+    }
+}
+
+/// A JSON value by its own type, for fields that no contract covers.
+fn loose(value: &Value) -> Raw<'_> {
+    match value {
+        Value::Bool(v) => Raw::Bool(*v),
+        Value::Number(n) => n.as_i64().map_or(Raw::Null, Raw::Int),
+        Value::String(text) => Raw::Str(text.as_str().into()),
+        _ => Raw::Null,
+    }
+}

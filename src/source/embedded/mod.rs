@@ -1,0 +1,147 @@
+//! A broker and a schema registry inside this process, reached over real sockets: for the demo and the tests.
+//!
+//! The broker is librdkafka's mock cluster. It keeps at most 5 MiB a partition and drops the oldest without a word: whoever writes has to
+//! be paced by whoever reads.
+
+mod registry;
+
+use std::time::Duration;
+
+use rdkafka::config::ClientConfig;
+use rdkafka::error::KafkaError;
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer as _};
+
+pub use registry::Registry;
+
+pub struct Broker {
+    cluster: MockCluster<'static, DefaultProducerContext>,
+}
+
+impl Broker {
+    pub fn start(topics: &[(&str, i32)]) -> Result<Broker, KafkaError> {
+        let cluster = MockCluster::new(1)?;
+        for (topic, partitions) in topics {
+            cluster.create_topic(topic, *partitions, 1)?;
+        }
+        Ok(Broker { cluster })
+    }
+
+    pub fn bootstrap_servers(&self) -> String {
+        self.cluster.bootstrap_servers()
+    }
+
+    /// Takes the broker away, or brings it back with all that it holds.
+    pub fn set_down(&self, down: bool) -> Result<(), KafkaError> {
+        if down { self.cluster.broker_down(1) } else { self.cluster.broker_up(1) }
+    }
+}
+
+/// Writes to a broker. Messages of one partition keep their order.
+pub struct Producer {
+    producer: BaseProducer,
+}
+
+impl Producer {
+    pub fn new(bootstrap_servers: &str) -> Result<Producer, KafkaError> {
+        let producer = ClientConfig::new()
+            .set("bootstrap.servers", bootstrap_servers)
+            .set("linger.ms", "1")
+            .set("enable.idempotence", "false")
+            .set("max.in.flight.requests.per.connection", "1")
+            .set("message.max.bytes", "20000000")
+            .create()?;
+        Ok(Producer { producer })
+    }
+
+    /// Hands a message over; when the local queue is full, waits until there is room.
+    pub fn send(&self, topic: &str, partition: i32, key: Option<&[u8]>, value: Option<&[u8]>) -> Result<(), KafkaError> {
+        let mut record = BaseRecord::<[u8], [u8]>::to(topic).partition(partition);
+        record.key = key;
+        record.payload = value;
+        loop {
+            match self.producer.send(record) {
+                Ok(()) => break,
+                Err((KafkaError::MessageProduction(rdkafka::types::RDKafkaErrorCode::QueueFull), back)) => {
+                    record = back;
+                    self.producer.poll(Duration::from_millis(10));
+                }
+                Err((error, _)) => return Err(error),
+            }
+        }
+        self.producer.poll(Duration::ZERO);
+        Ok(())
+    }
+
+    pub fn flush(&self) -> Result<(), KafkaError> {
+        self.producer.flush(Duration::from_secs(30))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::config;
+    use crate::source::kafka::KafkaSource;
+    use crate::source::{Error, Source};
+    use crate::time::{Offset, Partition, Position};
+
+    fn source(broker: &Broker) -> KafkaSource {
+        let config =
+            config::Kafka { bootstrap_servers: broker.bootstrap_servers(), options: BTreeMap::new(), queue_max_bytes: 8 << 20 };
+        KafkaSource::new(&config, &[Arc::from("t")]).unwrap()
+    }
+
+    fn read(source: &mut KafkaSource, count: usize) -> Vec<(i32, i64, Option<Vec<u8>>)> {
+        let mut all = Vec::new();
+        let started = Instant::now();
+        while all.len() < count {
+            assert!(started.elapsed() < Duration::from_secs(30), "only {} of {count} came", all.len());
+            if let Ok(Some(batch)) = source.poll(Duration::from_millis(100)) {
+                all.extend(batch.messages.iter().map(|m| (batch.partition.number, m.offset.0, batch.value(m).map(<[u8]>::to_vec))));
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn a_source_resumes_where_it_is_told_and_keeps_nulls() {
+        let broker = Broker::start(&[("t", 2)]).unwrap();
+        let producer = Producer::new(&broker.bootstrap_servers()).unwrap();
+        for n in 0..10_u8 {
+            producer.send("t", i32::from(n % 2), Some(b"k"), (n != 4).then_some(&[n][..])).unwrap();
+        }
+        producer.flush().unwrap();
+        let mut source = source(&broker);
+        let marks = source.watermarks().unwrap();
+        assert_eq!(marks.iter().map(|(_, w)| w.high.0).sum::<i64>(), 10);
+        let position: Position = [(Partition::new("t", 0), Offset(2))].into_iter().collect();
+        source.seek(&position).unwrap();
+        let mut all = read(&mut source, 8);
+        all.sort();
+        assert_eq!(all[0], (0, 2, None), "offset 2 of partition 0 is the null");
+        assert_eq!(all.len(), 8);
+        let gone: Position = [(Partition::new("t", 0), Offset(99))].into_iter().collect();
+        assert!(matches!(source.seek(&gone), Err(Error::OutOfRange { wanted: 99, high: 5, .. })));
+    }
+
+    #[test]
+    fn a_broker_that_comes_back_has_lost_nothing() {
+        let broker = Broker::start(&[("t", 1)]).unwrap();
+        let producer = Producer::new(&broker.bootstrap_servers()).unwrap();
+        producer.send("t", 0, None, Some(b"a")).unwrap();
+        producer.flush().unwrap();
+        let mut source = source(&broker);
+        source.seek(&Position::default()).unwrap();
+        assert_eq!(read(&mut source, 1).len(), 1);
+        broker.set_down(true).unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        broker.set_down(false).unwrap();
+        producer.send("t", 0, None, Some(b"b")).unwrap();
+        assert_eq!(read(&mut source, 1), [(0, 1, Some(b"b".to_vec()))]);
+    }
+}

@@ -1,0 +1,187 @@
+//! The real source: one consumer over all partitions of the topics, assigned by hand.
+//!
+//! The invariant: nothing is skipped. An offset that the broker no longer has is an error, never a jump; a broker that is away is waited
+//! for by librdkafka itself, and only said.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message as _;
+use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
+
+use super::{Error, MessageBatch, Source, Watermarks};
+use crate::config;
+use crate::time::{Offset, Partition, Position};
+
+/// Most messages and bytes of one batch.
+const BATCH_MAX_MESSAGES: usize = 4096;
+const BATCH_MAX_BYTES: usize = 2 << 20;
+const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub struct KafkaSource {
+    consumer: BaseConsumer,
+    brokers: String,
+    topics: Vec<Arc<str>>,
+    /// What polling took beyond one partition's batch, by partition.
+    ready: HashMap<(usize, i32), MessageBatch>,
+}
+
+impl KafkaSource {
+    pub fn new(config: &config::Kafka, topics: &[Arc<str>]) -> Result<KafkaSource, Error> {
+        let mut client = ClientConfig::new();
+        // Quick to answer and to come back: freshness is what this is for. The user may say otherwise.
+        client
+            .set("client.id", "freshet")
+            .set("fetch.wait.max.ms", "20")
+            .set("reconnect.backoff.max.ms", "1000")
+            .set("fetch.error.backoff.ms", "100")
+            .set("topic.metadata.refresh.interval.ms", "10000");
+        for (key, value) in &config.options {
+            client.set(key, value);
+        }
+        client
+            .set("bootstrap.servers", &config.bootstrap_servers)
+            .set("group.id", "freshet")
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "error")
+            .set("isolation.level", "read_committed")
+            .set("enable.partition.eof", "false")
+            .set("check.crcs", "true")
+            .set("queued.min.messages", "1000000")
+            .set("queued.max.messages.kbytes", (config.queue_max_bytes / 1024).max(1).to_string())
+            .set_log_level(RDKafkaLogLevel::Error);
+        let brokers = config.bootstrap_servers.clone();
+        let consumer = client.create().map_err(|e: KafkaError| Error::Fatal { brokers: brokers.clone(), reason: e.to_string() })?;
+        Ok(KafkaSource { consumer, brokers, topics: topics.to_vec(), ready: HashMap::new() })
+    }
+
+    fn error(&self, error: &KafkaError) -> Error {
+        use RDKafkaErrorCode as Code;
+        let (brokers, reason) = (self.brokers.clone(), error.to_string());
+        match error.rdkafka_error_code() {
+            Some(Code::Authentication | Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed | Code::SaslAuthenticationFailed | Code::Fatal) => {
+                Error::Fatal { brokers, reason }
+            }
+            _ => Error::Unavailable { brokers, reason },
+        }
+    }
+
+    fn partitions(&self) -> Result<Vec<(usize, i32)>, Error> {
+        let mut partitions = Vec::new();
+        for (index, topic) in self.topics.iter().enumerate() {
+            let metadata = self.consumer.fetch_metadata(Some(topic), METADATA_TIMEOUT).map_err(|e| self.error(&e))?;
+            let found = metadata.topics().iter().find(|t| t.name() == &**topic);
+            let numbers: Vec<i32> = found.map(|t| t.partitions().iter().map(|p| p.id()).collect()).unwrap_or_default();
+            if numbers.is_empty() {
+                return Err(Error::NoTopic { brokers: self.brokers.clone(), topic: topic.to_string() });
+            }
+            partitions.extend(numbers.into_iter().map(|n| (index, n)));
+        }
+        Ok(partitions)
+    }
+
+    fn bounds(&self, topic: &str, number: i32) -> Result<Watermarks, Error> {
+        let (low, high) = self.consumer.fetch_watermarks(topic, number, METADATA_TIMEOUT).map_err(|e| self.error(&e))?;
+        Ok(Watermarks { low: Offset(low.max(0)), high: Offset(high.max(0)) })
+    }
+
+    fn take_ready(&mut self) -> Option<MessageBatch> {
+        // The fullest first; all of them are taken before the next poll.
+        let key = self.ready.iter().max_by_key(|(_, b)| b.messages.len()).map(|(k, _)| *k)?;
+        self.ready.remove(&key)
+    }
+}
+
+impl Source for KafkaSource {
+    fn watermarks(&mut self) -> Result<Vec<(Partition, Watermarks)>, Error> {
+        let partitions = self.partitions()?;
+        partitions
+            .into_iter()
+            .map(|(topic, number)| {
+                let topic = self.topics[topic].clone();
+                Ok((Partition::new(topic.clone(), number), self.bounds(&topic, number)?))
+            })
+            .collect()
+    }
+
+    fn seek(&mut self, position: &Position) -> Result<(), Error> {
+        let mut list = TopicPartitionList::new();
+        for (topic, number) in self.partitions()? {
+            let name = self.topics[topic].clone();
+            let partition = Partition::new(name.clone(), number);
+            let bounds = self.bounds(&name, number)?;
+            let start = position.get(&partition).unwrap_or(bounds.low);
+            if start < bounds.low || start > bounds.high {
+                return Err(Error::OutOfRange { partition, wanted: start.0, low: bounds.low.0, high: bounds.high.0 });
+            }
+            list.add_partition_offset(&name, number, KafkaOffset::Offset(start.0)).map_err(|e| self.error(&e))?;
+        }
+        self.ready.clear();
+        self.consumer.assign(&list).map_err(|e| self.error(&e))
+    }
+
+    fn poll(&mut self, timeout: Duration) -> Result<Option<MessageBatch>, Error> {
+        if let Some(batch) = self.take_ready() {
+            return Ok(Some(batch));
+        }
+        let mut wait = timeout;
+        loop {
+            match self.consumer.poll(wait).map(|polled| polled.map(|message| message.detach())) {
+                None => return Ok(self.take_ready()),
+                Some(Ok(message)) => {
+                    if self.push(&message) {
+                        return Ok(self.take_ready());
+                    }
+                    // What has arrived already comes along; nothing is waited for.
+                    wait = Duration::ZERO;
+                }
+                Some(Err(error)) => {
+                    if let Some(batch) = self.take_ready() {
+                        return Ok(Some(batch));
+                    }
+                    return self.polled_error(error);
+                }
+            }
+        }
+    }
+}
+
+impl KafkaSource {
+    fn push(&mut self, message: &rdkafka::message::OwnedMessage) -> bool {
+        let Some(topic) = self.topics.iter().position(|t| **t == *message.topic()) else { return false };
+        let name = self.topics[topic].clone();
+        let number = message.partition();
+        let batch = self.ready.entry((topic, number)).or_insert_with(|| MessageBatch::new(Partition::new(name, number)));
+        batch.push(Offset(message.offset()), message.timestamp().to_millis().unwrap_or(0), message.key(), message.payload());
+        batch.messages.len() >= BATCH_MAX_MESSAGES || batch.bytes.len() >= BATCH_MAX_BYTES
+    }
+
+    fn polled_error(&mut self, error: KafkaError) -> Result<Option<MessageBatch>, Error> {
+        use RDKafkaErrorCode as Code;
+        match error.rdkafka_error_code() {
+            // One connection that broke is made anew; only when none is left is it worth a word.
+            Some(Code::BrokerTransportFailure | Code::Resolve) => Ok(None),
+            Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => self.out_of_range(&error),
+            _ => Err(self.error(&error)),
+        }
+    }
+
+    /// Finds the partition whose next offset the broker does not have.
+    fn out_of_range(&self, error: &KafkaError) -> Result<Option<MessageBatch>, Error> {
+        let positions = self.consumer.position().map_err(|e| self.error(&e))?;
+        for element in positions.elements() {
+            let KafkaOffset::Offset(wanted) = element.offset() else { continue };
+            let Watermarks { low, high } = self.bounds(element.topic(), element.partition())?;
+            if wanted < low.0 || wanted > high.0 {
+                let partition = Partition::new(element.topic(), element.partition());
+                return Err(Error::OutOfRange { partition, wanted, low: low.0, high: high.0 });
+            }
+        }
+        Err(Error::Fatal { brokers: self.brokers.clone(), reason: error.to_string() })
+    }
+}
