@@ -186,7 +186,11 @@ impl<'a> Section<'a> {
         match (self.optional_text(key), default) {
             (Some(text), _) if !text.trim().is_empty() => text,
             (Some(_), _) => {
-                self.problem(key, "is empty");
+                // A variable that is not set has been named already.
+                let full = self.key(key);
+                if !self.cx.problems.borrow().iter().any(|p| p.key == full) {
+                    self.problem(key, "is empty");
+                }
                 String::new()
             }
             (None, Some(default)) => default.into(),
@@ -534,6 +538,7 @@ mod tests {
     use super::*;
 
     const GOOD: &str = r#"
+        name = "shop"
         [kafka]
         bootstrap_servers = "${BROKERS}"
         options = { "security.protocol" = "SSL" }
@@ -591,7 +596,6 @@ mod tests {
             "embed.device",
             "index.ann_min_row",
             "index.text",
-            "kafka.bootstrap_servers",
             "kafka.bootstrap_servers",
             "kafka.options.enable.auto.commit",
             "serve.k_max",

@@ -1,0 +1,54 @@
+//! The dataflow maintains the view: changes of rows go in by epoch, net changes of the view come out by epoch.
+//!
+//! The invariant: after each epoch the view equals its SQL over the latest row of every key. An event that changes nothing, and an event
+//! that was seen before, produce nothing. The cost of an epoch follows its changes, not the size of the tables.
+
+mod linear;
+mod plan;
+mod upsert;
+mod view;
+mod worker;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+pub use plan::{Plan, PlanError, Table};
+pub use worker::{Engine, Handle, Stopped};
+
+use crate::time::Epoch;
+
+/// A row in row format, shared by whoever holds it.
+pub type Row = Arc<[u8]>;
+
+/// What one epoch did to one key of the view.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ViewChange {
+    /// The view's key column in row format.
+    pub key: Box<[u8]>,
+    /// The view's columns in row format; `None` is a delete.
+    pub row: Option<Row>,
+}
+
+/// All that an epoch did, net: at most one change for a key.
+#[derive(Clone, Debug)]
+pub struct EpochOutput {
+    pub epoch: Epoch,
+    pub changes: Vec<ViewChange>,
+    /// Keys of the view after the epoch.
+    pub view_rows: usize,
+    /// Keys that several rows of the view have now. The smallest row stands for them, whichever came first.
+    pub duplicate_keys: usize,
+    /// Rows whose expressions failed (a division by zero, a cast): not in the view.
+    pub failed_rows: Vec<FailedRow>,
+}
+
+/// A row that the model could not be computed for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct FailedRow {
+    /// The table's row in row format.
+    pub row: Row,
+    pub reason: String,
+    /// +1 when it began to fail, -1 when it is gone or healed.
+    pub diff: isize,
+}

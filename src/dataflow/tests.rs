@@ -1,0 +1,217 @@
+//! The maintained view against the same SQL in batch.
+
+use std::collections::BTreeMap;
+
+use arrow::array::{Array, Int64Array, RecordBatch, StringArray};
+use proptest::prelude::*;
+
+use super::linear::converter;
+use super::*;
+use crate::config::{Envelope, Format, Model, Source};
+use crate::decode::{Change, Counts, Decoded, Op, Origin, RowType};
+use crate::time::{Offset, Partition};
+use std::time::Duration;
+
+const CONTRACT: &str = r#"{"type":"record","name":"P","fields":[
+    {"name":"id","type":"long"},{"name":"name","type":["null","string"],"default":null},{"name":"price","type":"long"}]}"#;
+
+fn source() -> Source {
+    Source {
+        schema: "shop".into(),
+        table: "product".into(),
+        topic: "t".into(),
+        format: Format::Avro,
+        envelope: Envelope::Debezium,
+        key: vec!["id".into()],
+        unavailable: "__u".into(),
+        contract: CONTRACT.into(),
+        contract_path: "c".into(),
+    }
+}
+
+fn model(sql: &str) -> Model {
+    Model { name: "v".into(), path: "v.sql".into(), sql: sql.into() }
+}
+
+fn plan(sql: &str) -> Result<Plan, PlanError> {
+    let row_type = RowType::from_contract(&source()).unwrap();
+    let table = Table { schema: "shop".into(), table: "product".into(), columns: row_type.schema().clone() };
+    Plan::new(&[model(sql)], "v", &[table], "id")
+}
+
+const VIEW: &str = "select id, upper(name) as shout, price * 2 as twice, 100 / price as share
+    from {{ source('shop', 'product') }} where price <> 3 and name is not null";
+
+#[derive(Clone, Debug)]
+enum Step {
+    Put(i64, Option<String>, i64),
+    Delete(i64),
+    Truncate,
+}
+
+fn encode(row_type: &RowType, id: i64, name: Option<&str>, price: i64) -> (Box<[u8]>, Row) {
+    let columns: Vec<arrow::array::ArrayRef> = vec![
+        Arc::new(Int64Array::from(vec![id])),
+        Arc::new(StringArray::from(vec![name])),
+        Arc::new(Int64Array::from(vec![price])),
+    ];
+    let row = row_type.converter().convert_columns(&columns).unwrap().row(0).data().into();
+    let key = row_type.key_converter().unwrap().convert_columns(&columns[..1]).unwrap().row(0).data().into();
+    (key, row)
+}
+
+fn change(row_type: &RowType, offset: i64, step: &Step) -> Change {
+    let offset = Offset(offset);
+    let (key, op) = match step {
+        Step::Put(id, name, price) => {
+            let (key, row) = encode(row_type, *id, name.as_deref(), *price);
+            (key, Op::Upsert { row, unavailable: None })
+        }
+        Step::Delete(id) => (encode(row_type, *id, None, 0).0, Op::Delete),
+        Step::Truncate => (Box::default(), Op::Truncate),
+    };
+    Change { offset, key, op, commit_ms: 0, origin: Origin::default() }
+}
+
+fn batch(changes: Vec<Change>) -> Decoded {
+    let end = changes.last().map_or(Offset(0), |c| Offset(c.offset.0 + 1));
+    Decoded { source: 0, partition: Partition::new("t", 0), end, changes, rejects: vec![], counts: Counts::default() }
+}
+
+/// Runs epochs through a dataflow of its own and keeps what an index would hold.
+fn run(sql: &str, epochs: Vec<Vec<Change>>, workers: usize) -> (BTreeMap<Box<[u8]>, Row>, usize) {
+    let plan = plan(sql).unwrap();
+    let handle = Engine::start(plan, vec![Arc::new(RowType::from_contract(&source()).unwrap())], workers).unwrap();
+    let count = epochs.len();
+    let mut index = BTreeMap::new();
+    let mut emitted = 0;
+    std::thread::scope(|scope| {
+        let feeding = &handle;
+        scope.spawn(move || {
+            for (n, changes) in epochs.into_iter().enumerate() {
+                feeding.send(Epoch(n as u64 + 1), vec![batch(changes)]).unwrap();
+            }
+        });
+        for n in 0..count {
+            let output = handle.recv(Duration::from_secs(30)).unwrap().expect("an epoch within 30 s");
+            assert_eq!(output.epoch, Epoch(n as u64 + 1));
+            emitted += output.changes.len();
+            for change in output.changes {
+                match change.row {
+                    Some(row) => assert_ne!(index.insert(change.key, row.clone()), Some(row), "a change that changes nothing"),
+                    None => assert!(index.remove(&change.key).is_some(), "a delete of what was not there"),
+                }
+            }
+            assert_eq!(output.view_rows, index.len());
+        }
+    });
+    (index, emitted)
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        8 => (0..12_i64, proptest::option::of("[a-c]{1,2}"), 1..6_i64).prop_map(|(id, name, price)| Step::Put(id, name, price)),
+        3 => (0..12_i64).prop_map(Step::Delete),
+        1 => Just(Step::Truncate),
+    ];
+    proptest::collection::vec(step, 1..60)
+}
+
+/// The view over the latest rows, by DataFusion in batch.
+fn oracle(sql: &str, steps: &[Step]) -> BTreeMap<Box<[u8]>, Row> {
+    let mut latest = BTreeMap::new();
+    for step in steps {
+        match step {
+            Step::Put(id, name, price) => {
+                latest.insert(*id, (name.clone(), *price));
+            }
+            Step::Delete(id) => {
+                latest.remove(id);
+            }
+            Step::Truncate => latest.clear(),
+        }
+    }
+    let plan = plan(sql).unwrap();
+    let row_type = RowType::from_contract(&source()).unwrap();
+    let columns: Vec<arrow::array::ArrayRef> = vec![
+        Arc::new(Int64Array::from_iter_values(latest.keys().copied())),
+        Arc::new(StringArray::from_iter(latest.values().map(|(name, _)| name.clone()))),
+        Arc::new(Int64Array::from_iter_values(latest.values().map(|(_, price)| *price))),
+    ];
+    let table = RecordBatch::try_new(row_type.schema().clone(), columns).unwrap();
+    let view = futures::executor::block_on(plan.batch_view(vec![table])).unwrap();
+    let rows = converter(view.schema().fields().iter().map(|f| f.data_type().clone())).convert_columns(view.columns()).unwrap();
+    let keys = converter([view.column(0).data_type().clone()]).convert_columns(&[view.column(0).clone()]).unwrap();
+    (0..view.num_rows()).map(|n| (keys.row(n).data().into(), rows.row(n).data().into())).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    #[test]
+    fn the_view_equals_the_batch_whatever_the_split(steps in steps(), size in 1..20_usize, workers in 1..3_usize) {
+        let row_type = RowType::from_contract(&source()).unwrap();
+        let changes: Vec<Change> = steps.iter().enumerate().map(|(n, s)| change(&row_type, n as i64, s)).collect();
+        let mut epochs: Vec<Vec<Change>> = changes.chunks(size).map(<[Change]>::to_vec).collect();
+        let (index, emitted) = run(VIEW, epochs.clone(), workers);
+        prop_assert_eq!(&index, &oracle(VIEW, &steps));
+        // The same once more after itself: every offset was seen, so nothing is emitted.
+        epochs.extend(epochs.clone());
+        let (again, twice) = run(VIEW, epochs, workers);
+        prop_assert_eq!(again, index);
+        prop_assert_eq!(twice, emitted);
+    }
+}
+
+#[test]
+fn a_value_that_was_not_sent_stays_what_it_was() {
+    let row_type = RowType::from_contract(&source()).unwrap();
+    let mut update = change(&row_type, 1, &Step::Put(1, None, 5));
+    if let Op::Upsert { unavailable, .. } = &mut update.op {
+        *unavailable = Some(Box::from([1_u16]));
+    }
+    let first = change(&row_type, 0, &Step::Put(1, Some("a".into()), 2));
+    let (index, _) = run(VIEW, vec![vec![first], vec![update]], 1);
+    assert_eq!(index, oracle(VIEW, &[Step::Put(1, Some("a".into()), 5)]));
+}
+
+#[test]
+fn a_row_that_fails_is_left_out_alone() {
+    let row_type = RowType::from_contract(&source()).unwrap();
+    let steps = [Step::Put(1, Some("a".into()), 1), Step::Put(2, Some("b".into()), 0), Step::Put(4, Some("d".into()), 4)];
+    let changes: Vec<Change> = steps.iter().enumerate().map(|(n, s)| change(&row_type, n as i64, s)).collect();
+    let handle = Engine::start(plan(VIEW).unwrap(), vec![Arc::new(row_type)], 1).unwrap();
+    handle.send(Epoch(1), vec![batch(changes)]).unwrap();
+    let output = handle.recv(Duration::from_secs(30)).unwrap().unwrap();
+    assert_eq!((output.changes.len(), output.failed_rows.len()), (2, 1));
+    assert!(output.failed_rows[0].reason.contains("zero"), "{:?}", output.failed_rows);
+}
+
+#[test]
+fn what_cannot_be_maintained_is_refused_by_name_and_line() {
+    let check = |sql: &str, expect: &str| {
+        let error = plan(sql).unwrap_err().to_string();
+        assert!(error.contains(expect), "{error}");
+    };
+    check("select id from {{ source('shop', 'product') }}\nlimit 5", "v.sql, line 2: LIMIT");
+    check("select max(id) as id\nfrom {{ source('shop', 'product') }}\ngroup by name", "v.sql, line 3: an aggregate");
+    check("select a.id from {{ source('shop', 'product') }} a\njoin {{ source('shop', 'product') }} b on a.id = b.price", "line 2: JOIN");
+    check("select id,\n random() as r from {{ source('shop', 'product') }}", "line 2: random()");
+    check("select id, now() as n from {{ source('shop', 'product') }}", "now()");
+    check("select name from {{ source('shop', 'product') }}", "no column id (index.key); it has name");
+    check("select id from {{ source('shop', 'nothing') }}", "no [[source]] with schema \"shop\" and table \"nothing\"");
+    check("select id, nam from {{ source('shop', 'product') }}", "nam");
+    check("select id from\n from", "line");
+}
+
+#[test]
+fn the_shipped_model_is_planned() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("dataflows/product");
+    let sql = std::fs::read_to_string(folder.join("stg_product.sql")).unwrap();
+    let contract = std::fs::read_to_string(folder.join("../../schemas/avro/product.avsc")).unwrap();
+    let row_type = RowType::from_contract(&Source { contract, ..source() }).unwrap();
+    let table = Table { schema: "shop".into(), table: "product".into(), columns: row_type.schema().clone() };
+    let plan = Plan::new(&[model(&sql)], "v", &[table], "id").unwrap();
+    let text = plan.view_schema().field_with_name("search_text").unwrap();
+    assert_eq!(text.data_type(), &arrow::datatypes::DataType::Utf8);
+    assert!(plan.to_string().contains("TableScan"), "{plan}");
+}

@@ -1,0 +1,106 @@
+//! The view as it stands: for each key the rows that have it, and from them the one row that the index shows.
+//!
+//! The invariant: the same diffs in any order lead to the same view; among several rows of one key the smallest stands for it.
+
+use std::collections::BTreeMap;
+
+use ahash::AHashMap;
+use differential_dataflow::consolidation::consolidate;
+
+use super::{Row, ViewChange};
+
+/// One diff of the view: key, row, diff.
+pub(super) type ViewDiff = ((Box<[u8]>, Row), isize);
+
+#[derive(Default)]
+pub(super) struct View {
+    /// Nearly every key has one row, once.
+    rows: AHashMap<Box<[u8]>, Row>,
+    /// All rows of the keys that have several.
+    several: AHashMap<Box<[u8]>, BTreeMap<Row, isize>>,
+}
+
+impl View {
+    /// Applies an epoch's diffs; what comes back is net.
+    pub fn apply(&mut self, mut diffs: Vec<ViewDiff>) -> Vec<ViewChange> {
+        consolidate(&mut diffs);
+        let mut changes = Vec::new();
+        let mut rest = diffs.into_iter().peekable();
+        while let Some(((key, row), diff)) = rest.next() {
+            let mut of_key = vec![(row, diff)];
+            while let Some(((_, row), diff)) = rest.next_if(|((next, _), _)| *next == key) {
+                of_key.push((row, diff));
+            }
+            let old = self.rows.get(&key).cloned();
+            let mut all = match (self.several.remove(&key), &old) {
+                (Some(all), _) => all,
+                (None, Some(old)) => BTreeMap::from([(old.clone(), 1)]),
+                (None, None) => BTreeMap::new(),
+            };
+            for (row, diff) in of_key {
+                let count = all.entry(row).or_default();
+                *count += diff;
+            }
+            all.retain(|_, count| *count != 0);
+            let new = all.keys().next().cloned();
+            match &new {
+                Some(row) => {
+                    self.rows.insert(key.clone(), row.clone());
+                    if all.len() > 1 || all.values().any(|count| *count != 1) {
+                        self.several.insert(key.clone(), all);
+                    }
+                }
+                None => {
+                    self.rows.remove(&key);
+                }
+            }
+            if old != new {
+                changes.push(ViewChange { key, row: new });
+            }
+        }
+        changes
+    }
+
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub fn duplicates(&self) -> usize {
+        self.several.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn diff(key: u8, row: u8, diff: isize) -> ViewDiff {
+        ((Box::from([key]), Row::from([row])), diff)
+    }
+
+    fn change(key: u8, row: Option<u8>) -> ViewChange {
+        ViewChange { key: Box::from([key]), row: row.map(|r| Row::from([r])) }
+    }
+
+    #[test]
+    fn what_comes_out_is_net() {
+        let mut view = View::default();
+        assert_eq!(view.apply(vec![diff(1, 1, 1), diff(1, 1, -1), diff(1, 2, 1)]), [change(1, Some(2))]);
+        assert_eq!(view.apply(vec![diff(1, 2, -1), diff(1, 2, 1)]), []);
+        assert_eq!(view.apply(vec![diff(1, 2, -1)]), [change(1, None)]);
+        assert_eq!(view.len(), 0);
+    }
+
+    #[test]
+    fn the_smallest_of_several_rows_stands_for_their_key() {
+        let mut view = View::default();
+        view.apply(vec![diff(1, 5, 1)]);
+        assert_eq!(view.apply(vec![diff(1, 3, 1)]), [change(1, Some(3))]);
+        assert_eq!((view.len(), view.duplicates()), (1, 1));
+        assert_eq!(view.apply(vec![diff(1, 3, -1)]), [change(1, Some(5))]);
+        assert_eq!(view.duplicates(), 0);
+        assert_eq!(view.apply(vec![diff(1, 5, 1)]), [], "the same row twice is one row");
+        assert_eq!(view.apply(vec![diff(1, 5, -1)]), []);
+        assert_eq!(view.apply(vec![diff(1, 5, -1)]), [change(1, None)]);
+    }
+}
