@@ -1,7 +1,27 @@
 //! Freshet keeps a semantic search index exactly as fresh and as correct as the database behind it.
+//!
+//! ```text
+//! Kafka --> source --> decode --> dataflow (upsert, model) --> index --> serve
+//!                        |                                       |
+//!                        +--reject--> quarantine            embed (store)
+//! ```
+//!
+//! Modules in the order in which data moves; each imports only what stands before it. `engine` composes them.
+
+pub mod time;
 
 pub mod config;
-pub mod dataflow;
-pub mod decode;
+
 pub mod source;
-pub mod time;
+
+pub mod decode;
+
+pub mod dataflow;
+
+pub mod embed;
+
+pub mod serve;
+
+pub mod index;
+
+pub mod logging;

@@ -5,7 +5,6 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::hash::BuildHasher;
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, channel, sync_channel};
 use std::sync::{Arc, Mutex};
@@ -121,7 +120,8 @@ fn run(worker: &mut timely::worker::Worker, plan: &Plan, row_types: &[Arc<RowTyp
                 move |input, output| {
                     // Container by container as they come: grouping them could put two of one epoch in another order.
                     input.for_each(|stamp, events| {
-                        let time = stamp.stamp().least_time();
+                        // Records without a time make no claim on the view; none is ever sent.
+                        let Some(time) = stamp.stamp().least().copied() else { return };
                         let mut diffs = Vec::new();
                         for event in events.drain(..) {
                             upsert.apply(event, |row, diff| diffs.push((row, time, diff)));

@@ -1,0 +1,167 @@
+//! Searching: what the API asks, answered from one snapshot of the table.
+//!
+//! The invariant: an answer comes from exactly one snapshot, whose position and epoch it names. A filter is checked against the view's columns
+//! before the table sees it.
+
+use std::sync::{Arc, RwLock};
+
+use arrow::array::{Array, Float32Array, RecordBatch};
+use arrow::datatypes::{DataType, SchemaRef};
+use arrow::json::WriterBuilder;
+use arrow::json::writer::JsonArray;
+use datafusion::common::DFSchema;
+use datafusion::logical_expr::ExprSchemable;
+use datafusion::prelude::SessionContext;
+use futures::TryStreamExt;
+use futures::future::BoxFuture;
+use lancedb::DistanceType;
+use lancedb::query::{ExecutableQuery, QueryBase, Select};
+use serde_json::{Map, Value};
+
+use super::IndexTable;
+use super::indexer::quoted;
+use super::table::{Snapshot, VECTOR};
+use crate::serve::{Hit, Hits, Item, Search, SearchError, Searcher, Shape};
+
+/// Partitions of the ANN index that a search looks into; where there is none, all rows are compared.
+const PROBES: usize = 20;
+const DISTANCE: &str = "_distance";
+
+pub struct IndexSearcher {
+    snapshot: Arc<RwLock<Arc<Snapshot>>>,
+    shape: Shape,
+    schema: SchemaRef,
+    key: String,
+    filters: (SessionContext, DFSchema),
+}
+
+impl IndexSearcher {
+    pub fn new(table: &IndexTable, dimension: usize) -> Result<IndexSearcher, super::Error> {
+        let schema = table.view_schema.clone();
+        let columns = schema.fields().iter().map(|f| f.name().clone()).collect();
+        let filters = DFSchema::try_from(schema.as_ref().clone()).map_err(|e| table.storage(e))?;
+        Ok(IndexSearcher {
+            snapshot: table.snapshot(),
+            shape: Shape { dimension, columns },
+            key: schema.field(table.key_column).name().clone(),
+            schema,
+            filters: (SessionContext::new(), filters),
+        })
+    }
+
+    fn now(&self) -> Arc<Snapshot> {
+        self.snapshot.read().expect("no holder of this lock panics").clone()
+    }
+
+    fn check_filter(&self, filter: &str) -> Result<(), SearchError> {
+        let (context, schema) = &self.filters;
+        let bad = |e: datafusion::error::DataFusionError| SearchError::BadFilter(e.strip_backtrace().lines().next().unwrap_or_default().to_string());
+        let expr = context.parse_sql_expr(filter, schema).map_err(bad)?;
+        match expr.get_type(schema).map_err(bad)? {
+            DataType::Boolean => Ok(()),
+            other => Err(SearchError::BadFilter(format!("the filter is a {other}, not a condition"))),
+        }
+    }
+
+    fn condition(&self, key: &str) -> Result<String, SearchError> {
+        let field = self.schema.field_with_name(&self.key).map_err(|e| SearchError::Internal(e.to_string()))?;
+        let literal = match field.data_type() {
+            DataType::Utf8 => quoted(key),
+            _ => key.parse::<i64>().map_err(|_| SearchError::BadKey(format!("{key:?} is not a whole number, which the key is")))?.to_string(),
+        };
+        Ok(format!("`{}` = {literal}", self.key))
+    }
+
+    async fn nearest(&self, snapshot: &Snapshot, vector: &[f32], k: usize, filter: Option<String>, columns: Option<Vec<String>>) -> Result<Vec<Hit>, SearchError> {
+        let mut wanted = columns.clone().unwrap_or_else(|| self.shape.columns.clone());
+        if !wanted.contains(&self.key) {
+            wanted.push(self.key.clone());
+        }
+        wanted.push(DISTANCE.into());
+        let query = snapshot.table.query().nearest_to(vector).map_err(internal)?;
+        let mut query = query.column(VECTOR).distance_type(DistanceType::Cosine).limit(k).select(Select::columns(&wanted));
+        query = query.nprobes(PROBES).map_err(internal)?;
+        if let Some(filter) = filter {
+            query = query.only_if(filter);
+        }
+        let batches: Vec<RecordBatch> = query.execute().await.map_err(internal)?.try_collect().await.map_err(internal)?;
+        let mut hits = Vec::new();
+        for batch in &batches {
+            let distances = batch.column_by_name(DISTANCE).and_then(|c| c.as_any().downcast_ref::<Float32Array>());
+            let distances = distances.ok_or_else(|| SearchError::Internal("the table gave no distances".into()))?;
+            for (n, mut row) in rows(batch)?.into_iter().enumerate() {
+                row.remove(DISTANCE);
+                let key = row.get(&self.key).cloned().unwrap_or(Value::Null);
+                if columns.as_ref().is_some_and(|c| !c.contains(&self.key)) {
+                    row.remove(&self.key);
+                }
+                hits.push(Hit { key, score: 1.0 - distances.value(n), row });
+            }
+        }
+        Ok(hits)
+    }
+}
+
+impl Searcher for IndexSearcher {
+    fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    fn search(&self, search: Search) -> BoxFuture<'_, Result<Hits, SearchError>> {
+        Box::pin(async move {
+            if let Some(filter) = &search.filter {
+                self.check_filter(filter)?;
+            }
+            let snapshot = self.now();
+            let hits = self.nearest(&snapshot, &search.vector, search.k, search.filter, search.columns).await?;
+            Ok(Hits { hits, epoch: snapshot.epoch, position: snapshot.position.clone() })
+        })
+    }
+
+    fn item<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Item, SearchError>> {
+        Box::pin(async move {
+            let snapshot = self.now();
+            let columns = Select::columns(&self.shape.columns);
+            let query = snapshot.table.query().only_if(self.condition(key)?).limit(1).select(columns);
+            let batches: Vec<RecordBatch> = query.execute().await.map_err(internal)?.try_collect().await.map_err(internal)?;
+            for batch in &batches {
+                if let Some(row) = rows(batch)?.into_iter().next() {
+                    let key = row.get(&self.key).cloned().unwrap_or(Value::Null);
+                    return Ok(Item { key, row, epoch: snapshot.epoch, position: snapshot.position.clone() });
+                }
+            }
+            Err(SearchError::NoSuchKey(key.into()))
+        })
+    }
+
+    fn similar<'a>(&'a self, key: &'a str, k: usize) -> BoxFuture<'a, Result<Hits, SearchError>> {
+        Box::pin(async move {
+            let snapshot = self.now();
+            let condition = self.condition(key)?;
+            let query = snapshot.table.query().only_if(condition.clone()).limit(1).select(Select::columns(&[VECTOR]));
+            let batches: Vec<RecordBatch> = query.execute().await.map_err(internal)?.try_collect().await.map_err(internal)?;
+            let Some(batch) = batches.iter().find(|b| b.num_rows() > 0) else { return Err(SearchError::NoSuchKey(key.into())) };
+            let vectors = batch.column(0).as_any().downcast_ref::<arrow::array::FixedSizeListArray>();
+            let vector = vectors.map(|v| v.value(0)).ok_or_else(|| SearchError::Internal("the vector is of another type".into()))?;
+            let numbers = vector.as_any().downcast_ref::<Float32Array>().ok_or_else(|| SearchError::Internal("the vector is of another type".into()))?;
+            let hits = self.nearest(&snapshot, numbers.values(), k, Some(format!("NOT ({condition})")), None).await?;
+            Ok(Hits { hits, epoch: snapshot.epoch, position: snapshot.position.clone() })
+        })
+    }
+}
+
+fn internal(e: impl std::fmt::Display) -> SearchError {
+    SearchError::Internal(e.to_string())
+}
+
+/// A batch's rows as JSON objects, nulls included.
+fn rows(batch: &RecordBatch) -> Result<Vec<Map<String, Value>>, SearchError> {
+    let mut bytes = Vec::new();
+    let mut writer = WriterBuilder::new().with_explicit_nulls(true).build::<_, JsonArray>(&mut bytes);
+    writer.write(batch).and_then(|()| writer.finish()).map_err(internal)?;
+    drop(writer);
+    if bytes.is_empty() {
+        return Ok(Vec::new());
+    }
+    serde_json::from_slice(&bytes).map_err(internal)
+}

@@ -1,0 +1,275 @@
+//! The table on disk: opened or begun, written in commits, kept small.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+
+use arrow::array::{Array, FixedSizeBinaryArray, RecordBatch, RecordBatchIterator};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow_row::{RowConverter, SortField};
+use futures::TryStreamExt;
+use lancedb::index::vector::IvfFlatIndexBuilder;
+use lancedb::query::{ExecutableQuery, QueryBase, Select};
+use lancedb::table::{CompactionOptions, OptimizeAction};
+use lancedb::{Connection, DistanceType, Table};
+
+use super::Error;
+use crate::config;
+use crate::time::{Epoch, Position};
+
+pub(super) const VECTOR: &str = "_vector";
+pub(super) const ROW_HASH: &str = "_row_hash";
+pub(super) const TEXT_HASH: &str = "_text_hash";
+
+/// Commits between two looks at the table's statistics.
+const MAINTAIN_EVERY: u64 = 16;
+
+/// Hashes of what the index holds under a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fingerprint {
+    pub row: [u8; 16],
+    pub text: [u8; 16],
+}
+
+/// How far the index may be: written before a commit, so that a restart catches up to it before it shows anything else.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Announced {
+    pub model_id: String,
+    pub epoch: Epoch,
+    pub position: Position,
+}
+
+/// One state of the table that is searched.
+pub(super) struct Snapshot {
+    pub table: Table,
+    pub epoch: Epoch,
+    pub position: Arc<Position>,
+}
+
+pub struct IndexTable {
+    config: config::Index,
+    table: Table,
+    pub(super) schema: SchemaRef,
+    pub(super) view_schema: SchemaRef,
+    pub(super) key_column: usize,
+    pub(super) text_column: usize,
+    announcement: PathBuf,
+    announced: Option<Announced>,
+    model_id: String,
+    snapshot: Arc<RwLock<Arc<Snapshot>>>,
+    commits: u64,
+}
+
+impl IndexTable {
+    /// Opens the table `name`; one of another model or of other columns is begun anew: all of it can be derived.
+    pub async fn open(config: &config::Index, name: &str, view_schema: SchemaRef, model_id: &str, dimension: usize) -> Result<IndexTable, Error> {
+        let storage = |reason: String| Error::Storage { uri: config.uri.clone(), reason };
+        if config.uri.contains("://") {
+            return Err(storage("an index on an object store is not there yet; index.uri has to be a folder".into()));
+        }
+        let column = |name: &str| view_schema.index_of(name).map_err(|_| storage(format!("the view has no column {name}")));
+        let (key_column, text_column) = (column(&config.key)?, column(&config.text)?);
+        check_type(&view_schema, key_column, &[DataType::Int32, DataType::Int64, DataType::Utf8], "a key is a whole number or text")?;
+        check_type(&view_schema, text_column, &[DataType::Utf8], "what is embedded is text")?;
+        let folder = Path::new(&config.uri);
+        std::fs::create_dir_all(folder).map_err(|e| storage(e.to_string()))?;
+        let announcement = folder.join(format!("{name}.announced.json"));
+        let mut announced = read_announcement(&announcement)?;
+        let connection = lancedb::connect(&config.uri).execute().await.map_err(|e| storage(e.to_string()))?;
+        let schema = table_schema(&view_schema, dimension);
+        let names = connection.table_names().execute().await.map_err(|e| storage(e.to_string()))?;
+        let table = if names.iter().any(|n| n == name) {
+            let table = connection.open_table(name).execute().await.map_err(|e| storage(e.to_string()))?;
+            let found = table.schema().await.map_err(|e| storage(e.to_string()))?;
+            let same_columns = found.fields().iter().map(|f| (f.name(), f.data_type())).eq(schema.fields().iter().map(|f| (f.name(), f.data_type())));
+            match &announced {
+                Some(a) if a.model_id == model_id && same_columns => table,
+                _ => {
+                    tracing::warn!(table = name, "the index was made for another model or other columns; it is built anew");
+                    connection.drop_table(name, &[]).await.map_err(|e| storage(e.to_string()))?;
+                    announced = announced.map(|a| Announced { position: Position::default(), model_id: model_id.into(), ..a });
+                    create(&connection, name, &schema).await.map_err(|e| storage(e.to_string()))?
+                }
+            }
+        } else {
+            announced = None;
+            create(&connection, name, &schema).await.map_err(|e| storage(e.to_string()))?
+        };
+        let pinned = table.checkout_current().await.map_err(|e| storage(e.to_string()))?;
+        let first = Snapshot {
+            table: pinned,
+            epoch: announced.as_ref().map_or(Epoch(0), |a| a.epoch),
+            position: Arc::new(announced.as_ref().map(|a| a.position.clone()).unwrap_or_default()),
+        };
+        Ok(IndexTable {
+            config: config.clone(),
+            table,
+            schema,
+            view_schema,
+            key_column,
+            text_column,
+            announcement,
+            announced,
+            model_id: model_id.into(),
+            snapshot: Arc::new(RwLock::new(Arc::new(first))),
+            commits: 0,
+        })
+    }
+
+    /// How far the last run may have come.
+    pub fn announced(&self) -> Option<&Announced> {
+        self.announced.as_ref()
+    }
+
+    pub(super) fn snapshot(&self) -> Arc<RwLock<Arc<Snapshot>>> {
+        self.snapshot.clone()
+    }
+
+    pub(super) fn storage(&self, e: impl std::fmt::Display) -> Error {
+        Error::Storage { uri: self.config.uri.clone(), reason: e.to_string() }
+    }
+
+    /// What every key has, for reconciling; the keys are in row format.
+    pub async fn fingerprints(&self) -> Result<HashMap<Box<[u8]>, Fingerprint>, Error> {
+        let key = self.view_schema.field(self.key_column);
+        let columns = [key.name().as_str(), ROW_HASH, TEXT_HASH];
+        let mut stream = self.table.query().select(Select::columns(&columns)).execute().await.map_err(|e| self.storage(e))?;
+        let converter = RowConverter::new(vec![SortField::new(key.data_type().clone())]).map_err(|e| self.storage(e))?;
+        let mut all = HashMap::new();
+        while let Some(batch) = stream.try_next().await.map_err(|e| self.storage(e))? {
+            let keys = converter.convert_columns(&batch.columns()[..1]).map_err(|e| self.storage(e))?;
+            let hashes = |n: usize| batch.column(n).as_any().downcast_ref::<FixedSizeBinaryArray>();
+            let (Some(rows), Some(texts)) = (hashes(1), hashes(2)) else { return Err(self.storage("the hashes are of another type")) };
+            for n in 0..batch.num_rows() {
+                let hash = |a: &FixedSizeBinaryArray| a.value(n).try_into().expect("16 bytes, as the schema says");
+                all.insert(keys.row(n).data().into(), Fingerprint { row: hash(rows), text: hash(texts) });
+            }
+        }
+        Ok(all)
+    }
+
+    /// Says how far the next commits may bring the index.
+    pub fn announce(&mut self, epoch: Epoch, position: &Position) -> Result<(), Error> {
+        let next = Announced { model_id: self.model_id.clone(), epoch, position: position.clone() };
+        if self.announced.as_ref() == Some(&next) {
+            return Ok(());
+        }
+        let failed = |e: std::io::Error| Error::Announcement { path: self.announcement.clone(), reason: e.to_string() };
+        let text = serde_json::to_vec(&next).expect("an announcement is plain data");
+        let temporary = self.announcement.with_extension("new");
+        let write = || -> std::io::Result<()> {
+            let mut file = File::create(&temporary)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            std::fs::rename(&temporary, &self.announcement)?;
+            File::open(self.announcement.parent().unwrap_or(Path::new(".")))?.sync_all()
+        };
+        write().map_err(failed)?;
+        self.announced = Some(next);
+        Ok(())
+    }
+
+    /// Writes rows and removes keys (SQL literals).
+    pub async fn commit(&mut self, upserts: Option<RecordBatch>, deletes: &[String]) -> Result<(), Error> {
+        let key = self.view_schema.field(self.key_column).name().clone();
+        if let Some(batch) = upserts {
+            let reader = RecordBatchIterator::new([Ok(batch)], self.schema.clone());
+            let mut merge = self.table.merge_insert(&[&key]);
+            merge.when_matched_update_all(None).when_not_matched_insert_all();
+            merge.execute(Box::new(reader)).await.map_err(|e| self.storage(e))?;
+        }
+        for some in deletes.chunks(500) {
+            let predicate = format!("`{key}` IN ({})", some.join(", "));
+            self.table.delete(predicate.as_str()).await.map_err(|e| self.storage(e))?;
+        }
+        self.commits += 1;
+        Ok(())
+    }
+
+    /// Shows the table as it is now to searches: all of `position` is in it, or, for a part of it, what was published before.
+    pub async fn publish(&self, reached: Option<(Epoch, &Position)>) -> Result<(), Error> {
+        let table = self.table.checkout_current().await.map_err(|e| self.storage(e))?;
+        let mut now = self.snapshot.write().expect("no holder of this lock panics");
+        let (epoch, position) = match reached {
+            Some((epoch, position)) => (epoch, Arc::new(position.clone())),
+            None => (now.epoch, now.position.clone()),
+        };
+        *now = Arc::new(Snapshot { table, epoch, position });
+        Ok(())
+    }
+
+    pub async fn count(&self) -> Result<usize, Error> {
+        self.table.count_rows(None).await.map_err(|e| self.storage(e))
+    }
+
+    /// Keeps the table small and its ANN index current, by its statistics. Says whether it did something.
+    pub async fn maintain(&mut self, force: bool) -> Result<bool, Error> {
+        if !force && !self.commits.is_multiple_of(MAINTAIN_EVERY) {
+            return Ok(false);
+        }
+        let mut did = false;
+        let stats = self.table.stats().await.map_err(|e| self.storage(e))?;
+        if stats.fragment_stats.num_small_fragments >= self.config.compact_min_fragments {
+            let compact = OptimizeAction::Compact { options: CompactionOptions::default(), remap_options: None };
+            self.table.optimize(compact).await.map_err(|e| self.storage(e))?;
+            let older_than = lancedb::table::Duration::seconds(i64::try_from(self.config.versions_max_age_s).unwrap_or(i64::MAX / 1000));
+            let prune = OptimizeAction::Prune { older_than: Some(older_than), delete_unverified: None, error_if_tagged_old_versions: None };
+            self.table.optimize(prune).await.map_err(|e| self.storage(e))?;
+            did = true;
+        }
+        if stats.num_rows >= self.config.ann_min_rows {
+            let indices = self.table.list_indices().await.map_err(|e| self.storage(e))?;
+            match indices.iter().find(|i| i.columns.iter().any(|c| c == VECTOR)) {
+                None => {
+                    // Flat within its partitions: exact distances, and no training beyond the centroids.
+                    let builder = IvfFlatIndexBuilder::default().distance_type(DistanceType::Cosine);
+                    self.table.create_index(&[VECTOR], lancedb::index::Index::IvfFlat(builder)).execute().await.map_err(|e| self.storage(e))?;
+                    did = true;
+                }
+                Some(index) => {
+                    let stats = self.table.index_stats(&index.name).await.map_err(|e| self.storage(e))?;
+                    if let Some(stats) = stats
+                        && stats.num_unindexed_rows as f64 > self.config.ann_max_unindexed * (stats.num_indexed_rows + stats.num_unindexed_rows) as f64
+                    {
+                        let action = OptimizeAction::Index(Default::default());
+                        self.table.optimize(action).await.map_err(|e| self.storage(e))?;
+                        did = true;
+                    }
+                }
+            }
+        }
+        Ok(did)
+    }
+}
+
+fn check_type(schema: &SchemaRef, column: usize, types: &[DataType], wanted: &'static str) -> Result<(), Error> {
+    let field = schema.field(column);
+    if types.contains(field.data_type()) {
+        return Ok(());
+    }
+    Err(Error::Column { column: field.name().clone(), found: field.data_type().to_string(), wanted })
+}
+
+fn table_schema(view: &SchemaRef, dimension: usize) -> SchemaRef {
+    let item = Arc::new(Field::new("item", DataType::Float32, true));
+    let mut fields: Vec<Field> = view.fields().iter().map(|f| Field::new(f.name(), f.data_type().clone(), true)).collect();
+    fields.push(Field::new(VECTOR, DataType::FixedSizeList(item, dimension as i32), true));
+    fields.push(Field::new(ROW_HASH, DataType::FixedSizeBinary(16), false));
+    fields.push(Field::new(TEXT_HASH, DataType::FixedSizeBinary(16), false));
+    Arc::new(Schema::new(fields))
+}
+
+async fn create(connection: &Connection, name: &str, schema: &SchemaRef) -> lancedb::Result<Table> {
+    connection.create_empty_table(name, schema.clone()).execute().await
+}
+
+fn read_announcement(path: &Path) -> Result<Option<Announced>, Error> {
+    let failed = |reason: String| Error::Announcement { path: path.into(), reason };
+    match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| failed(e.to_string())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(failed(e.to_string())),
+    }
+}

@@ -1,0 +1,97 @@
+//! The index on a real LanceDB table with the real model.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Int64Array, StringArray};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow_row::{RowConverter, SortField};
+
+use super::*;
+use crate::config;
+use crate::dataflow::ViewChange;
+use crate::embed::{Embedder, EmbeddingStore};
+use crate::serve::{Search, SearchError, Searcher};
+use crate::time::{Epoch, Offset, Partition, Position};
+
+fn schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("id", DataType::Int64, true),
+        Field::new("text", DataType::Utf8, true),
+        Field::new("price", DataType::Int64, true),
+    ]))
+}
+
+fn change(id: i64, row: Option<(&str, i64)>) -> ViewChange {
+    let converter = |types: &[DataType]| RowConverter::new(types.iter().map(|t| SortField::new(t.clone())).collect()).unwrap();
+    let key: ArrayRef = Arc::new(Int64Array::from(vec![id]));
+    let bytes = converter(&[DataType::Int64]).convert_columns(std::slice::from_ref(&key)).unwrap().row(0).data().into();
+    let row = row.map(|(text, price)| {
+        let columns: Vec<ArrayRef> = vec![key, Arc::new(StringArray::from(vec![text])), Arc::new(Int64Array::from(vec![price]))];
+        let types = [DataType::Int64, DataType::Utf8, DataType::Int64];
+        converter(&types).convert_columns(&columns).unwrap().row(0).data().into()
+    });
+    ViewChange { key: bytes, row }
+}
+
+async fn open(folder: &std::path::Path, embedder: &Arc<Embedder>) -> (Indexer, IndexSearcher) {
+    let config = config::Index {
+        uri: folder.join("index").to_string_lossy().into_owned(),
+        key: "id".into(),
+        text: "text".into(),
+        commit_max_keys: 100,
+        ann_min_rows: 1_000_000,
+        ann_max_unindexed: 0.1,
+        compact_min_fragments: 2,
+        versions_max_age_s: 60,
+    };
+    let table = IndexTable::open(&config, "t", schema(), &embedder.model_id().0, embedder.dimension()).await.unwrap();
+    let searcher = IndexSearcher::new(&table, embedder.dimension()).unwrap();
+    let store = EmbeddingStore::open(&folder.join("store"), embedder.model_id(), embedder.dimension()).unwrap();
+    (Indexer::new(table, store, embedder.clone()).await.unwrap(), searcher)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_are_found_changed_and_removed_and_outlive_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let embedder = Arc::new(Embedder::load(&crate::embed::tests::config()).unwrap());
+    let position: Position = [(Partition::new("t", 0), Offset(5))].into_iter().collect();
+    let vector: Arc<[f32]> = embedder.embed(&["a shelter for camping"], &mut |_| ()).unwrap().remove(0).into();
+    let search = |filter: Option<&str>| Search { vector: vector.clone(), k: 10, filter: filter.map(Into::into), columns: None };
+    {
+        let (mut indexer, searcher) = open(folder.path(), &embedder).await;
+        let changes = [change(1, Some(("two-person tent", 10))), change(2, Some(("steel saucepan", 20))), change(3, Some(("two-person tent", 30)))];
+        indexer.announce(Epoch(1), &position).unwrap();
+        let applied = indexer.apply(&changes, &mut |_| ()).await.unwrap();
+        assert_eq!((applied.asked, applied.cached, applied.computed, applied.upserted), (3, 1, 2, 3));
+        indexer.publish(Some((Epoch(1), &position))).await.unwrap();
+        let hits = searcher.search(search(None)).await.unwrap();
+        assert_eq!((hits.epoch, hits.hits.len()), (Epoch(1), 3));
+        assert_eq!(hits.hits[2].key, 2, "the saucepan is farthest");
+        assert_eq!(searcher.search(search(Some("price > 15"))).await.unwrap().hits.len(), 2);
+        for bad in ["price >", "nothing = 1", "price + 1", "_row_hash IS NOT NULL"] {
+            assert!(matches!(searcher.search(search(Some(bad))).await, Err(SearchError::BadFilter(_))), "{bad}");
+        }
+        // A price alone asks for no vector; the same row again is no write.
+        let applied = indexer.apply(&[change(1, Some(("two-person tent", 11))), change(2, Some(("steel saucepan", 20)))], &mut |_| ()).await.unwrap();
+        assert_eq!((applied.asked, applied.computed, applied.upserted, applied.unchanged), (0, 0, 1, 1));
+        let applied = indexer.apply(&[change(3, None), change(9, None)], &mut |_| ()).await.unwrap();
+        assert_eq!((applied.deleted, applied.unchanged), (1, 1));
+        indexer.publish(Some((Epoch(2), &position))).await.unwrap();
+        assert!(indexer.maintain(true).await.unwrap(), "small fragments are compacted");
+        indexer.publish(Some((Epoch(2), &position))).await.unwrap();
+        let item = searcher.item("1").await.unwrap();
+        assert_eq!((&item.row["price"], &item.row["text"]), (&11.into(), &"two-person tent".into()));
+        assert!(item.row.keys().all(|k| !k.starts_with('_')), "{:?}", item.row);
+        assert!(matches!(searcher.item("3").await, Err(SearchError::NoSuchKey(_))));
+        assert!(matches!(searcher.item("x").await, Err(SearchError::BadKey(_))));
+        let similar = searcher.similar("1", 5).await.unwrap();
+        assert_eq!(similar.hits.iter().map(|h| h.key.clone()).collect::<Vec<_>>(), [2]);
+    }
+    let (mut indexer, searcher) = open(folder.path(), &embedder).await;
+    assert_eq!((indexer.len(), indexer.table().announced().unwrap().position.clone()), (2, position.clone()));
+    assert_eq!(searcher.search(search(None)).await.unwrap().position, Arc::new(position));
+    let applied = indexer.apply(&[change(1, Some(("two-person tent", 11)))], &mut |_| ()).await.unwrap();
+    assert_eq!((applied.unchanged, applied.upserted), (1, 0));
+    let view = [change(1, None).key].into_iter().collect();
+    assert_eq!(indexer.orphans(&view), [change(2, None)]);
+}
