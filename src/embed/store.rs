@@ -66,8 +66,11 @@ impl EmbeddingStore {
             Err(TryLockError::Error(e)) => return Err(failed(e)),
         }
         let mut store = EmbeddingStore { path: path.clone(), file, dimension, places: HashMap::new(), end: 0 };
-        store.read().map_err(|e| if e.kind() == io::ErrorKind::InvalidData { StoreError::Foreign { path, dimension } } else { failed(e) })?;
-        Ok(store)
+        match store.read() {
+            Ok(()) => Ok(store),
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => Err(StoreError::Foreign { path, dimension }),
+            Err(e) => Err(failed(e)),
+        }
     }
 
     fn read(&mut self) -> io::Result<()> {
