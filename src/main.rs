@@ -1,4 +1,168 @@
-fn main() {
-    eprintln!("freshet {}: the stages are under construction", env!("CARGO_PKG_VERSION"));
-    std::process::exit(2);
+//! The program: arguments, logging, exit codes.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Parser, Subcommand};
+use freshet::config::{self, Config, Problem};
+use freshet::{demo, embed, engine, logging};
+
+/// Keeps a semantic search index exactly as fresh and as correct as the database behind it.
+///
+/// A dataflow is a folder: dataflow.toml, SQL models, contracts. `freshet demo` shows everything on made-up data, with nothing beside it.
+/// Exit codes: 0 done, 1 the answer is no, 2 usage or configuration, 3 a peer or storage failed for good. FRESHET_LOG chooses what is logged.
+#[derive(Parser)]
+#[command(version, max_term_width = 120)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs a dataflow until SIGTERM or Ctrl-C.
+    Run {
+        /// The dataflow's folder, such as dataflows/product.
+        folder: PathBuf,
+    },
+    /// Says what is wrong with a dataflow's folder, all of it at once, or prints its plan.
+    Check { folder: PathBuf },
+    /// Runs a broker, a registry, a shop that keeps changing its products, and the service, in one process.
+    Demo(demo::Options),
+    /// Says what this machine has: GPUs, the device that is taken and why, the model, and whether the peers answer.
+    Doctor { folder: PathBuf },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if let Err(e) = logging::start() {
+        eprintln!("freshet: {e}");
+        return ExitCode::from(2);
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            eprintln!("freshet: the runtime cannot be started: {e}");
+            return ExitCode::from(3);
+        }
+    };
+    let code = runtime.block_on(async {
+        match arguments.command {
+            Command::Run { folder } => run(&folder).await,
+            Command::Check { folder } => check(&folder),
+            Command::Demo(options) => demo(options).await,
+            Command::Doctor { folder } => doctor(&folder).await,
+        }
+    });
+    // A search that still computes does not hold up the end.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    ExitCode::from(code)
+}
+
+fn load(folder: &std::path::Path) -> Result<Config, u8> {
+    config::load(folder).map_err(|e| {
+        eprintln!("freshet: {e}");
+        2
+    })
+}
+
+async fn run(folder: &std::path::Path) -> u8 {
+    let config = match load(folder) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    if let Err(problems) = engine::plan(&config) {
+        print_problems(&config, &problems);
+        return 2;
+    }
+    let service = match engine::Service::start(config, Arc::new(|_| ())).await {
+        Ok(service) => service,
+        Err(e) => {
+            eprintln!("freshet: {e}");
+            return 3;
+        }
+    };
+    let mut looked = tokio::time::interval(std::time::Duration::from_millis(200));
+    let ended = demo::stop_signal();
+    tokio::pin!(ended);
+    loop {
+        tokio::select! {
+            () = &mut ended => break,
+            _ = looked.tick() => if service.has_failed() { break },
+        }
+    }
+    let failed = service.has_failed();
+    service.stop().await;
+    if failed { 3 } else { 0 }
+}
+
+fn check(folder: &std::path::Path) -> u8 {
+    let config = match config::load(folder) {
+        Ok(config) => config,
+        Err(e) => {
+            println!("{e}");
+            return 1;
+        }
+    };
+    match engine::plan(&config) {
+        Ok((plan, _)) => {
+            println!("{} is right. The view {} is maintained as", folder.display(), config.view);
+            println!("{plan}");
+            0
+        }
+        Err(problems) => {
+            print_problems(&config, &problems);
+            1
+        }
+    }
+}
+
+fn print_problems(config: &Config, problems: &[Problem]) {
+    let file = config.folder.join("dataflow.toml");
+    println!("{}", config::Errors { file, problems: problems.to_vec() });
+}
+
+async fn demo(options: demo::Options) -> u8 {
+    match demo::run(options).await {
+        Ok(()) => 0,
+        Err(e) => {
+            eprintln!("freshet: {e}");
+            3
+        }
+    }
+}
+
+async fn doctor(folder: &std::path::Path) -> u8 {
+    let config = match load(folder) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    let mut well = true;
+    match embed::device::gpus() {
+        Ok(gpus) if gpus.is_empty() => println!("GPUs      none"),
+        Ok(gpus) => {
+            for g in gpus {
+                println!("GPU {}     {}, compute capability {}, {} of {} MiB free", g.ordinal, g.name, g.capability, g.memory_free_bytes >> 20, g.memory_total_bytes >> 20);
+            }
+        }
+        Err(reason) => println!("GPUs      none: {reason}"),
+    }
+    let mut say = |what: &str, answer: Result<String, String>| match answer {
+        Ok(text) => println!("{what:<9} {text}"),
+        Err(text) => {
+            well = false;
+            println!("{what:<9} NOT WELL: {text}");
+        }
+    };
+    say("device", embed::device::pick(config.embed.device).map(|(d, why)| format!("{d:?}, because {why}")).map_err(|e| e.to_string()));
+    let model = embed::Embedder::load(&config.embed);
+    let model = model.map(|m| format!("{} ({} numbers a vector, id {}; all-MiniLM-L6-v2 is under Apache-2.0)", config.embed.model, m.dimension(), m.model_id().0));
+    say("model", model.map_err(|e| e.to_string()));
+    say("broker", engine::ask_broker(&config));
+    if config.registry.url.is_some() {
+        say("registry", engine::ask_registry(&config).await);
+    }
+    say("storage", std::fs::create_dir_all(&config.index.uri).map(|()| config.index.uri.clone()).map_err(|e| format!("{}: {e}", config.index.uri)));
+    u8::from(!well)
 }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, UInt32Array};
-use arrow::compute::{filter, prep_null_mask_filter};
+use arrow::compute::filter;
 use arrow::datatypes::SchemaRef;
 use arrow_row::{RowConverter, SortField};
 use datafusion::common::cast::as_boolean_array;
@@ -85,14 +85,13 @@ impl Linear {
                 Stage::Filter(predicate) => {
                     let mask = predicate.evaluate(&batch)?.into_array(batch.num_rows())?;
                     let mask: &BooleanArray = as_boolean_array(&mask)?;
-                    let mask = prep_null_mask_filter(mask);
                     let kept = match inputs {
-                        Some(inputs) => filter(&inputs, &mask)?,
-                        None => filter(&UInt32Array::from_iter_values(0..rows.len() as u32), &mask)?,
+                        Some(inputs) => filter(&inputs, mask)?,
+                        None => filter(&UInt32Array::from_iter_values(0..rows.len() as u32), mask)?,
                     };
                     let kept = kept.as_any().downcast_ref::<UInt32Array>();
                     inputs = Some(kept.ok_or_else(|| DataFusionError::Internal("a filter changed its type".into()))?.clone());
-                    batch = arrow::compute::filter_record_batch(&batch, &mask)?;
+                    batch = arrow::compute::filter_record_batch(&batch, mask)?;
                 }
             }
         }
