@@ -18,10 +18,16 @@ pub mod decode;
 
 pub mod dataflow;
 
+pub mod validate;
+
 pub mod embed;
 
 pub mod serve;
 
 pub mod index;
+
+pub mod engine;
+
+pub mod demo;
 
 pub mod logging;

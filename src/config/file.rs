@@ -59,7 +59,8 @@ pub fn load(folder: &Path) -> Result<Config, Errors> {
     load_with(folder, |name| std::env::var(name).ok())
 }
 
-fn load_with(folder: &Path, variable: impl Fn(&str) -> Option<String>) -> Result<Config, Errors> {
+/// Like [`load`], with an environment of the caller's choice.
+pub fn load_with(folder: &Path, variable: impl Fn(&str) -> Option<String>) -> Result<Config, Errors> {
     let file = folder.join("dataflow.toml");
     let fail = |problems: Vec<Problem>| Errors { file: file.clone(), problems };
     let one = |key: &str, reason: String| fail(vec![Problem { key: key.into(), reason }]);

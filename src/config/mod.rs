@@ -2,7 +2,7 @@
 //! every mistake at once as `key: reason`; nothing here is optional by accident, and no stage sees another's section.
 
 mod file;
-pub use file::{Errors, FORBIDDEN, Problem, load};
+pub use file::{Errors, FORBIDDEN, Problem, load, load_with};
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
