@@ -72,9 +72,10 @@ pub fn plan(config: &Config) -> Result<(Plan, Vec<Arc<RowType>>), Vec<Problem>> 
         .map(|(s, r)| Table { schema: s.schema.clone(), table: s.table.clone(), columns: r.schema().clone() })
         .collect();
     match Plan::new(&config.models, &config.view, &tables, &config.index.key) {
-        Ok(plan) if plan.view_schema().index_of(&config.index.text).is_err() => {
-            Err(vec![Problem { key: "index.text".into(), reason: format!("the view {} has no column {}", config.view, config.index.text) }])
-        }
+        Ok(plan) if plan.view_schema().index_of(&config.index.text).is_err() => Err(vec![Problem {
+            key: "index.text".into(),
+            reason: format!("the view {} has no column {}", config.view, config.index.text),
+        }]),
         Ok(plan) => Ok((plan, row_types)),
         Err(e) => Err(vec![Problem { key: "models".into(), reason: e.to_string() }]),
     }
@@ -120,17 +121,22 @@ impl Service {
         let status = Arc::new(Status::new(Arc::new(Metrics::new())));
         let state = Arc::new(ServeState::new(config.serve.clone(), status.clone()));
         let server = Server::start(state.clone()).await?;
-        let (plan, row_types) = plan(&config)
-            .map_err(|p| Error::Plan(p.iter().map(|p| format!("{}: {}", p.key, p.reason)).collect::<Vec<_>>().join("; ")))?;
+        let (plan, row_types) = plan(&config).map_err(|p| {
+            Error::Plan(p.iter().map(|p| format!("{}: {}", p.key, p.reason)).collect::<Vec<_>>().join("; "))
+        })?;
         let embed = config.embed.clone();
-        let embedder = tokio::task::spawn_blocking(move || Embedder::load(&embed)).await.map_err(|e| Error::Peer(e.to_string()))??;
+        let embedder = tokio::task::spawn_blocking(move || Embedder::load(&embed))
+            .await
+            .map_err(|e| Error::Peer(e.to_string()))??;
         let embedder = Arc::new(embedder);
         let (model, dimension) = (embedder.model_id().clone(), embedder.dimension());
-        let table = IndexTable::open(&config.index, &config.name, plan.view_schema().clone(), &model.0, dimension).await?;
+        let table =
+            IndexTable::open(&config.index, &config.name, plan.view_schema().clone(), &model.0, dimension).await?;
         let searcher = IndexSearcher::new(&table, dimension)?;
         let store = EmbeddingStore::open(&config.embed.store, &model, dimension)?;
         let indexer = Indexer::new(table, store, embedder.clone()).await?;
-        let quarantine = Quarantine::open(&Path::new(&config.index.uri).join(format!("{}.quarantine.jsonl", config.name)))?;
+        let quarantine =
+            Quarantine::open(&Path::new(&config.index.uri).join(format!("{}.quarantine.jsonl", config.name)))?;
         status.metrics().quarantine_open.set(quarantine.len() as i64);
         status.metrics().index_rows.set(indexer.len() as i64);
         let announced = indexer.table().announced().cloned().unwrap_or_default();
@@ -148,7 +154,8 @@ impl Service {
         let spawn = |name: &str, work: Box<dyn FnOnce() -> Result<(), String> + Send>| {
             let (status, stop, shared) = (status.clone(), stop.clone(), shared.clone());
             std::thread::Builder::new().name(name.into()).spawn(move || {
-                let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| Err("a stage panicked; the log says where".into()));
+                let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
+                    .unwrap_or_else(|_| Err("a stage panicked; the log says where".into()));
                 if let Err(reason) = done {
                     tracing::error!(reason, "the engine has failed");
                     status.set_state(State::Failed, reason);
@@ -159,12 +166,35 @@ impl Service {
         };
         let mut threads = Vec::new();
         let failed = |e: std::io::Error| Error::Peer(format!("a thread cannot be started: {e}"));
-        let reading = Reading { config: config.clone(), row_types, status: status.clone(), stop: stop.clone(), shared: shared.clone(), announced: announced.position };
+        let reading = Reading {
+            config: config.clone(),
+            row_types,
+            status: status.clone(),
+            stop: stop.clone(),
+            shared: shared.clone(),
+            announced: announced.position,
+        };
         let reading_runtime = runtime.clone();
-        threads.push(spawn("source", Box::new(move || reading.run(&reading_runtime, &send, &targets))).map_err(failed)?);
-        let driving = Driving { handle, quarantine, status: status.clone(), shared: shared.clone(), engine: config.engine.clone(), first: Epoch(announced.epoch.0 + 1) };
+        threads
+            .push(spawn("source", Box::new(move || reading.run(&reading_runtime, &send, &targets))).map_err(failed)?);
+        let driving = Driving {
+            handle,
+            quarantine,
+            status: status.clone(),
+            shared: shared.clone(),
+            engine: config.engine.clone(),
+            first: Epoch(announced.epoch.0 + 1),
+        };
         threads.push(spawn("driver", Box::new(move || driving.run(&receive))).map_err(failed)?);
-        let indexing = Indexing { indexer, status: status.clone(), stop: stop.clone(), shared: shared.clone(), commit_max_keys: config.index.commit_max_keys, batch_max_tokens: config.embed.batch_max_tokens, progress };
+        let indexing = Indexing {
+            indexer,
+            status: status.clone(),
+            stop: stop.clone(),
+            shared: shared.clone(),
+            commit_max_keys: config.index.commit_max_keys,
+            batch_max_tokens: config.embed.batch_max_tokens,
+            progress,
+        };
         threads.push(spawn("indexer", Box::new(move || indexing.run(&runtime, &target))).map_err(failed)?);
         Ok(Service { address: server.address(), status, stop, shared, threads, server })
     }
@@ -208,7 +238,9 @@ impl EmbedQuery for QueryEmbedder {
         let (embedder, text) = (self.0.clone(), text.to_string());
         async move {
             let done = tokio::task::spawn_blocking(move || embedder.embed(&[&text], &mut |_| ())).await;
-            let vectors = done.map_err(|e| SearchError::Internal(e.to_string()))?.map_err(|e| SearchError::Internal(e.to_string()))?;
+            let vectors = done
+                .map_err(|e| SearchError::Internal(e.to_string()))?
+                .map_err(|e| SearchError::Internal(e.to_string()))?;
             vectors.into_iter().next().ok_or_else(|| SearchError::Internal("the model gave no vector".into()))
         }
         .boxed()
@@ -226,9 +258,15 @@ struct Reading {
 }
 
 impl Reading {
-    fn run(self, runtime: &tokio::runtime::Handle, send: &SyncSender<Decoded>, targets: &SyncSender<Position>) -> Result<(), String> {
+    fn run(
+        self,
+        runtime: &tokio::runtime::Handle,
+        send: &SyncSender<Decoded>,
+        targets: &SyncSender<Position>,
+    ) -> Result<(), String> {
         let topics: Vec<Arc<str>> = self.config.sources.iter().map(|s| s.topic.clone()).collect();
-        let schemas: Arc<dyn SchemaStore> = Arc::new(RegistryClient::new(&self.config.registry).map_err(|e| e.to_string())?);
+        let schemas: Arc<dyn SchemaStore> =
+            Arc::new(RegistryClient::new(&self.config.registry).map_err(|e| e.to_string())?);
         let mut decoders = Vec::new();
         for (n, (source, row_type)) in self.config.sources.iter().zip(&self.row_types).enumerate() {
             decoders.push(Decoder::new(n, source, row_type.clone(), schemas.clone()).map_err(|e| e.to_string())?);
@@ -259,7 +297,9 @@ impl Reading {
             metrics.source_bytes.inc_by(batch.bytes.len() as u64);
             let Some(n) = self.config.sources.iter().position(|s| s.topic == batch.partition.topic) else { continue };
             let decoder = &mut decoders[n];
-            let decoded = self.retry(|| runtime.block_on(decoder.decode(&batch)).map_err(|e| Trouble { passing: true, reason: e.to_string() }))?;
+            let decoded = self.retry(|| {
+                runtime.block_on(decoder.decode(&batch)).map_err(|e| Trouble { passing: true, reason: e.to_string() })
+            })?;
             let Some(mut decoded) = decoded else { break };
             metrics.count_events(&decoded.counts);
             decoded.rejects.iter().for_each(|r| metrics.count_reject(r.rule));
@@ -381,7 +421,8 @@ impl Driving {
             for batch in &decoded {
                 position.advance(&batch.partition, batch.end);
             }
-            let commits_ms: Vec<i64> = decoded.iter().flat_map(|d| &d.changes).map(|c| c.commit_ms).filter(|ms| *ms > 0).collect();
+            let commits_ms: Vec<i64> =
+                decoded.iter().flat_map(|d| &d.changes).map(|c| c.commit_ms).filter(|ms| *ms > 0).collect();
             self.handle.send(epoch, decoded).map_err(|e| e.to_string())?;
             let output = loop {
                 if let Some(output) = self.handle.recv(Duration::from_secs(1)).map_err(|e| e.to_string())? {
@@ -392,10 +433,17 @@ impl Driving {
             metrics.view_rows.set(output.view_rows as i64);
             metrics.view_changes.inc_by(output.changes.len() as u64);
             if output.duplicate_keys > 0 {
-                tracing::warn!(keys = output.duplicate_keys, "several rows of the view share a key; the smallest stands for them");
+                tracing::warn!(
+                    keys = output.duplicate_keys,
+                    "several rows of the view share a key; the smallest stands for them"
+                );
             }
             if let Some(failed) = output.failed_rows.iter().find(|f| f.diff > 0) {
-                tracing::warn!(reason = failed.reason, rows = output.failed_rows.len(), "the model cannot be computed for some rows; they are not in the view");
+                tracing::warn!(
+                    reason = failed.reason,
+                    rows = output.failed_rows.len(),
+                    "the model cannot be computed for some rows; they are not in the view"
+                );
             }
             self.fold(epoch, &position, output.changes, commits_ms);
             epoch = Epoch(epoch.0 + 1);
@@ -408,7 +456,12 @@ impl Driving {
         let bound = self.engine.pending_max_keys;
         let mut pending = self.shared.pending();
         while pending.changes.len() >= bound && self.status.state() != State::Failed {
-            pending = self.shared.changed.wait_timeout(pending, Duration::from_millis(100)).expect("no holder of this lock panics").0;
+            pending = self
+                .shared
+                .changed
+                .wait_timeout(pending, Duration::from_millis(100))
+                .expect("no holder of this lock panics")
+                .0;
         }
         pending.changes.extend(changes.into_iter().map(|c| (c.key, c.row)));
         pending.epoch = epoch;
@@ -436,7 +489,8 @@ impl Indexing {
         // A service that is stopped before it could begin has no target.
         let Ok(target) = target.recv() else { return Ok(()) };
         if self.hydrate(&target) {
-            let view: HashSet<Box<[u8]>> = self.shared.pending().changes.iter().filter(|(_, row)| row.is_some()).map(|(k, _)| k.clone()).collect();
+            let view: HashSet<Box<[u8]>> =
+                self.shared.pending().changes.iter().filter(|(_, row)| row.is_some()).map(|(k, _)| k.clone()).collect();
             let orphans = self.indexer.orphans(&view);
             if !orphans.is_empty() {
                 tracing::info!(rows = orphans.len(), "rows that the view no longer has are removed from the index");
@@ -454,7 +508,11 @@ impl Indexing {
                     if self.stop.load(Ordering::SeqCst) && pending.ended {
                         break;
                     }
-                    let (back, timeout) = self.shared.changed.wait_timeout(pending, Duration::from_millis(200)).expect("no holder of this lock panics");
+                    let (back, timeout) = self
+                        .shared
+                        .changed
+                        .wait_timeout(pending, Duration::from_millis(200))
+                        .expect("no holder of this lock panics");
                     pending = back;
                     if timeout.timed_out() {
                         break;
@@ -481,7 +539,8 @@ impl Indexing {
             };
             self.shared.changed.notify_all();
             self.indexer.announce(taken.epoch, &taken.position).map_err(|e| e.to_string())?;
-            let mut changes: Vec<ViewChange> = taken.changes.into_iter().map(|(key, row)| ViewChange { key, row }).collect();
+            let mut changes: Vec<ViewChange> =
+                taken.changes.into_iter().map(|(key, row)| ViewChange { key, row }).collect();
             changes.sort_by(|a, b| a.key.cmp(&b.key));
             while !changes.is_empty() {
                 let rest = changes.split_off(changes.len().min(self.commit_max_keys));
@@ -508,7 +567,12 @@ impl Indexing {
             if self.stop.load(Ordering::SeqCst) {
                 return false;
             }
-            pending = self.shared.changed.wait_timeout(pending, Duration::from_millis(200)).expect("no holder of this lock panics").0;
+            pending = self
+                .shared
+                .changed
+                .wait_timeout(pending, Duration::from_millis(200))
+                .expect("no holder of this lock panics")
+                .0;
         }
         true
     }

@@ -131,7 +131,10 @@ mod tests {
     fn a_json_line_carries_its_fields() {
         let text = written(Style::Json, "", || tracing::info!(target: "freshet::engine", epoch = 7, "epoch done"));
         let line: serde_json::Value = serde_json::from_str(text.trim_end()).unwrap();
-        assert_eq!((&line["message"], &line["epoch"], &line["level"]), (&"epoch done".into(), &7.into(), &"INFO".into()));
+        assert_eq!(
+            (&line["message"], &line["epoch"], &line["level"]),
+            (&"epoch done".into(), &7.into(), &"INFO".into())
+        );
         assert_eq!(line["target"], "freshet::engine");
     }
 

@@ -143,7 +143,14 @@ async fn doctor(folder: &std::path::Path) -> u8 {
         Ok(gpus) if gpus.is_empty() => println!("GPUs      none"),
         Ok(gpus) => {
             for g in gpus {
-                println!("GPU {}     {}, compute capability {}, {} of {} MiB free", g.ordinal, g.name, g.capability, g.memory_free_bytes >> 20, g.memory_total_bytes >> 20);
+                println!(
+                    "GPU {}     {}, compute capability {}, {} of {} MiB free",
+                    g.ordinal,
+                    g.name,
+                    g.capability,
+                    g.memory_free_bytes >> 20,
+                    g.memory_total_bytes >> 20
+                );
             }
         }
         Err(reason) => println!("GPUs      none: {reason}"),
@@ -155,14 +162,31 @@ async fn doctor(folder: &std::path::Path) -> u8 {
             println!("{what:<9} NOT WELL: {text}");
         }
     };
-    say("device", embed::device::pick(config.embed.device).map(|(d, why)| format!("{d:?}, because {why}")).map_err(|e| e.to_string()));
+    say(
+        "device",
+        embed::device::pick(config.embed.device)
+            .map(|(d, why)| format!("{d:?}, because {why}"))
+            .map_err(|e| e.to_string()),
+    );
     let model = embed::Embedder::load(&config.embed);
-    let model = model.map(|m| format!("{} ({} numbers a vector, id {}; all-MiniLM-L6-v2 is under Apache-2.0)", config.embed.model, m.dimension(), m.model_id().0));
+    let model = model.map(|m| {
+        format!(
+            "{} ({} numbers a vector, id {}; all-MiniLM-L6-v2 is under Apache-2.0)",
+            config.embed.model,
+            m.dimension(),
+            m.model_id().0
+        )
+    });
     say("model", model.map_err(|e| e.to_string()));
     say("broker", engine::ask_broker(&config));
     if config.registry.url.is_some() {
         say("registry", engine::ask_registry(&config).await);
     }
-    say("storage", std::fs::create_dir_all(&config.index.uri).map(|()| config.index.uri.clone()).map_err(|e| format!("{}: {e}", config.index.uri)));
+    say(
+        "storage",
+        std::fs::create_dir_all(&config.index.uri)
+            .map(|()| config.index.uri.clone())
+            .map_err(|e| format!("{}: {e}", config.index.uri)),
+    );
     u8::from(!well)
 }

@@ -65,7 +65,9 @@ pub fn load_with(folder: &Path, variable: impl Fn(&str) -> Option<String>) -> Re
     let fail = |problems: Vec<Problem>| Errors { file: file.clone(), problems };
     let one = |key: &str, reason: String| fail(vec![Problem { key: key.into(), reason }]);
     let text = std::fs::read_to_string(&file).map_err(|e| one("dataflow.toml", format!("cannot be read: {e}")))?;
-    let table: Table = text.parse().map_err(|e: toml::de::Error| one("dataflow.toml", e.to_string().trim().replace('\n', "\n    ")))?;
+    let table: Table = text
+        .parse()
+        .map_err(|e: toml::de::Error| one("dataflow.toml", e.to_string().trim().replace('\n', "\n    ")))?;
     let problems = RefCell::new(Vec::new());
     let config = {
         let cx = Context { folder, problems: &problems, variable: &variable };
@@ -251,7 +253,9 @@ impl<'a> Section<'a> {
 
     fn texts(&mut self, key: &'static str) -> Vec<String> {
         let texts = match self.take(key) {
-            Some(Value::Array(items)) => items.iter().map(|i| i.as_str().map(|t| self.cx.expand(&self.key(key), t))).collect(),
+            Some(Value::Array(items)) => {
+                items.iter().map(|i| i.as_str().map(|t| self.cx.expand(&self.key(key), t))).collect()
+            }
             Some(_) => None,
             None => {
                 self.problem(key, "is missing");
@@ -267,7 +271,11 @@ impl<'a> Section<'a> {
     /// A path relative to the dataflow's folder; one with a scheme (`s3://`) stays as it is.
     fn location(&mut self, key: &'static str, default: Option<&str>) -> String {
         let text = self.text(key, default);
-        if text.is_empty() || text.contains("://") { text } else { self.cx.folder.join(text).to_string_lossy().into_owned() }
+        if text.is_empty() || text.contains("://") {
+            text
+        } else {
+            self.cx.folder.join(text).to_string_lossy().into_owned()
+        }
     }
 
     fn finish(self) {
@@ -299,7 +307,8 @@ const MIB: u64 = 1 << 20;
 
 fn read(cx: &Context<'_>, table: Table) -> Config {
     let mut root = Section { cx, path: String::new(), table, known: Vec::new() };
-    let folder_name = cx.folder.canonicalize().ok().and_then(|p| p.file_name().map(|n| n.to_string_lossy().into_owned()));
+    let folder_name =
+        cx.folder.canonicalize().ok().and_then(|p| p.file_name().map(|n| n.to_string_lossy().into_owned()));
     let name = root.text("name", folder_name.as_deref());
     if !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-') {
         root.problem("name", format!("is {name:?}; letters, digits, _ and - are possible"));
@@ -359,7 +368,10 @@ fn read(cx: &Context<'_>, table: Table) -> Config {
         s.problem("sha256", "is not 64 hexadecimal digits");
     }
     if embed.batch_max_tokens < embed.text_max_tokens {
-        s.problem("batch_max_tokens", format!("is less than text_max_tokens ({}): one text has to fit", embed.text_max_tokens));
+        s.problem(
+            "batch_max_tokens",
+            format!("is less than text_max_tokens ({}): one text has to fit", embed.text_max_tokens),
+        );
     }
     s.finish();
 
@@ -491,7 +503,11 @@ fn source(s: &mut Section<'_>) -> Source {
         table: s.text("table", None),
         topic: s.text("topic", None).into(),
         format: s.choice("format", Format::Avro, &[("avro", Format::Avro), ("json", Format::Json)]),
-        envelope: s.choice("envelope", Envelope::Debezium, &[("debezium", Envelope::Debezium), ("flattened", Envelope::Flattened)]),
+        envelope: s.choice(
+            "envelope",
+            Envelope::Debezium,
+            &[("debezium", Envelope::Debezium), ("flattened", Envelope::Flattened)],
+        ),
         key,
         unavailable: s.text("unavailable", Some("__debezium_unavailable_value")),
         contract,
@@ -513,7 +529,9 @@ fn check_contract(s: &Section<'_>, path: &Path, text: &str, key: &[String]) {
 
 fn models(cx: &Context<'_>) -> Vec<Model> {
     let mut paths: Vec<PathBuf> = match std::fs::read_dir(cx.folder) {
-        Ok(entries) => entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "sql")).collect(),
+        Ok(entries) => {
+            entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "sql")).collect()
+        }
         Err(e) => {
             cx.problem("models", format!("{} cannot be read: {e}", cx.folder.display()));
             return Vec::new();

@@ -12,8 +12,8 @@ use arrow_row::{RowConverter, SortField};
 use datafusion::common::cast::as_boolean_array;
 use datafusion::error::{DataFusionError, Result};
 
-use super::plan::Stage;
 use super::Row;
+use super::plan::Stage;
 use crate::decode::RowType;
 
 /// Rows of one evaluation.
@@ -77,8 +77,10 @@ impl Linear {
         for stage in &self.stages {
             match stage {
                 Stage::Project(exprs, schema) => {
-                    let columns: Vec<ArrayRef> =
-                        exprs.iter().map(|e| e.evaluate(&batch)?.into_array(batch.num_rows())).collect::<Result<_>>()?;
+                    let columns: Vec<ArrayRef> = exprs
+                        .iter()
+                        .map(|e| e.evaluate(&batch)?.into_array(batch.num_rows()))
+                        .collect::<Result<_>>()?;
                     let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
                     batch = RecordBatch::try_new_with_options(nullable(schema), columns, &options)?;
                 }
@@ -90,7 +92,9 @@ impl Linear {
                         None => filter(&UInt32Array::from_iter_values(0..rows.len() as u32), mask)?,
                     };
                     let kept = kept.as_any().downcast_ref::<UInt32Array>();
-                    inputs = Some(kept.ok_or_else(|| DataFusionError::Internal("a filter changed its type".into()))?.clone());
+                    inputs = Some(
+                        kept.ok_or_else(|| DataFusionError::Internal("a filter changed its type".into()))?.clone(),
+                    );
                     batch = arrow::compute::filter_record_batch(&batch, mask)?;
                 }
             }

@@ -5,11 +5,11 @@
 
 mod linear;
 mod plan;
+#[cfg(test)]
+mod tests;
 mod upsert;
 mod view;
 mod worker;
-#[cfg(test)]
-mod tests;
 
 use std::sync::Arc;
 

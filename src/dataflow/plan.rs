@@ -106,7 +106,10 @@ impl Plan {
         })?;
         for field in view_schema.fields() {
             if field.name().starts_with('_') {
-                return Err(refused(format!("the column {} begins with _, which the index keeps for itself", field.name())));
+                return Err(refused(format!(
+                    "the column {} begins with _, which the index keeps for itself",
+                    field.name()
+                )));
             }
         }
         let shown = plan.display_indent().to_string();
@@ -152,7 +155,12 @@ fn context() -> SessionContext {
 }
 
 /// Registers the models that come before the view, and the view, each as a view over the ones before it.
-async fn register_models(context: &SessionContext, models: &[Model], view: &str, tables: &[Table]) -> Result<(), PlanError> {
+async fn register_models(
+    context: &SessionContext,
+    models: &[Model],
+    view: &str,
+    tables: &[Table],
+) -> Result<(), PlanError> {
     for model in models {
         let sql = resolve(model, tables, models)?;
         let at = |reason: String| PlanError::At { model: model.name.clone(), line: line_in(&reason), reason };

@@ -44,6 +44,9 @@ pub struct Handle {
     thread: Option<JoinHandle<()>>,
 }
 
+/// A row of the view with its key, or a row that failed and why; its time and diff.
+type Evaluation = (Result<(Box<[u8]>, Row), (Row, String)>, u64, isize);
+
 type Seed = (Receiver<(Epoch, Vec<Decoded>)>, std::sync::mpsc::Sender<EpochOutput>);
 
 impl Engine {
@@ -113,63 +116,72 @@ fn run(worker: &mut timely::worker::Worker, plan: &Plan, row_types: &[Arc<RowTyp
     let peers = worker.peers() as u64;
     worker.dataflow::<u64, _, _>(|scope| {
         let mut upsert = Upsert::new(row_type.clone());
-        let rows = input.to_stream(scope).unary::<timely::container::CapacityContainerBuilder<Vec<(Row, u64, isize)>>, _, _, _>(
-            Exchange::new(|event: &Event| event.route),
-            "upsert",
-            |_, _| {
-                move |input, output| {
-                    // Container by container as they come: grouping them could put two of one epoch in another order.
-                    input.for_each(|stamp, events| {
-                        // Records without a time make no claim on the view; none is ever sent.
-                        let Some(time) = stamp.stamp().least().copied() else { return };
-                        let mut diffs = Vec::new();
-                        for event in events.drain(..) {
-                            upsert.apply(event, |row, diff| diffs.push((row, time, diff)));
-                        }
-                        consolidate_updates(&mut diffs);
-                        output.session(&stamp).give_iterator(diffs.into_iter());
-                    });
-                }
-            },
-        );
-        let linear = Linear::new(row_type.clone(), stages, &plan.view_schema, plan.key_column);
-        let view = rows.as_collection().inner.unary::<timely::container::CapacityContainerBuilder<Vec<(Result<(Box<[u8]>, Row), (Row, String)>, u64, isize)>>, _, _, _>(
-            Pipeline,
-            "linear",
-            |_, _| {
-                move |input, output| {
-                    input.for_each(|stamp, diffs| {
-                        let rows: Vec<&[u8]> = diffs.iter().map(|(row, _, _)| &**row).collect();
-                        let (done, failed) = linear.evaluate(&rows);
-                        let mut session = output.session(&stamp);
-                        for evaluated in done {
-                            let (_, time, diff) = &diffs[evaluated.input];
-                            session.give((Ok((evaluated.key, evaluated.row)), *time, *diff));
-                        }
-                        for (input, reason) in failed {
-                            let (row, time, diff) = &diffs[input];
-                            session.give((Err((row.clone(), reason)), *time, *diff));
-                        }
-                        drop(session);
-                        diffs.clear();
-                    });
-                }
-            },
-        );
-        let into = gathered.clone();
-        view.unary::<timely::container::CapacityContainerBuilder<Vec<()>>, _, _, _>(Exchange::new(|_: &(Result<(Box<[u8]>, Row), (Row, String)>, u64, isize)| 0), "gather", |_, _| {
-            move |input, _| {
-                input.for_each(|_, diffs| {
-                    let mut gathered = into.borrow_mut();
-                    for (result, time, diff) in diffs.drain(..) {
-                        match result {
-                            Ok(keyed) => gathered.diffs.entry(time).or_default().push((keyed, diff)),
-                            Err((row, reason)) => gathered.failed.entry(time).or_default().push(FailedRow { row, reason, diff }),
-                        }
+        let rows = input
+            .to_stream(scope)
+            .unary::<timely::container::CapacityContainerBuilder<Vec<(Row, u64, isize)>>, _, _, _>(
+                Exchange::new(|event: &Event| event.route),
+                "upsert",
+                |_, _| {
+                    move |input, output| {
+                        // Container by container as they come: grouping them could put two of one epoch in another order.
+                        input.for_each(|stamp, events| {
+                            // Records without a time make no claim on the view; none is ever sent.
+                            let Some(time) = stamp.stamp().least().copied() else { return };
+                            let mut diffs = Vec::new();
+                            for event in events.drain(..) {
+                                upsert.apply(event, |row, diff| diffs.push((row, time, diff)));
+                            }
+                            consolidate_updates(&mut diffs);
+                            output.session(&stamp).give_iterator(diffs.into_iter());
+                        });
                     }
-                });
-            }
-        })
+                },
+            );
+        let linear = Linear::new(row_type.clone(), stages, &plan.view_schema, plan.key_column);
+        let view =
+            rows.as_collection().inner.unary::<timely::container::CapacityContainerBuilder<Vec<Evaluation>>, _, _, _>(
+                Pipeline,
+                "linear",
+                |_, _| {
+                    move |input, output| {
+                        input.for_each(|stamp, diffs| {
+                            let rows: Vec<&[u8]> = diffs.iter().map(|(row, _, _)| &**row).collect();
+                            let (done, failed) = linear.evaluate(&rows);
+                            let mut session = output.session(&stamp);
+                            for evaluated in done {
+                                let (_, time, diff) = &diffs[evaluated.input];
+                                session.give((Ok((evaluated.key, evaluated.row)), *time, *diff));
+                            }
+                            for (input, reason) in failed {
+                                let (row, time, diff) = &diffs[input];
+                                session.give((Err((row.clone(), reason)), *time, *diff));
+                            }
+                            drop(session);
+                            diffs.clear();
+                        });
+                    }
+                },
+            );
+        let into = gathered.clone();
+        view.unary::<timely::container::CapacityContainerBuilder<Vec<()>>, _, _, _>(
+            Exchange::new(|_: &Evaluation| 0),
+            "gather",
+            |_, _| {
+                move |input, _| {
+                    input.for_each(|_, diffs| {
+                        let mut gathered = into.borrow_mut();
+                        for (result, time, diff) in diffs.drain(..) {
+                            match result {
+                                Ok(keyed) => gathered.diffs.entry(time).or_default().push((keyed, diff)),
+                                Err((row, reason)) => {
+                                    gathered.failed.entry(time).or_default().push(FailedRow { row, reason, diff })
+                                }
+                            }
+                        }
+                    });
+                }
+            },
+        )
         .container::<Vec<()>>()
         .probe_with(&probe);
     });
@@ -237,10 +249,14 @@ fn feed(
             under_way.pop_front();
             let (diffs, failed_rows) = {
                 let mut gathered = gathered.borrow_mut();
-                (gathered.diffs.remove(&epoch.0).unwrap_or_default(), gathered.failed.remove(&epoch.0).unwrap_or_default())
+                (
+                    gathered.diffs.remove(&epoch.0).unwrap_or_default(),
+                    gathered.failed.remove(&epoch.0).unwrap_or_default(),
+                )
             };
             let changes = view.apply(diffs);
-            let output = EpochOutput { epoch, changes, view_rows: view.len(), duplicate_keys: view.duplicates(), failed_rows };
+            let output =
+                EpochOutput { epoch, changes, view_rows: view.len(), duplicate_keys: view.duplicates(), failed_rows };
             if results.send(output).is_err() {
                 return;
             }

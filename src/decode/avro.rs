@@ -117,7 +117,9 @@ impl<'a> Cursor<'a> {
             }
             // The one record that is a value; any other is refused when the plan is made.
             Shape::Record(Record { fields, .. }) => {
-                let [scale, value] = fields.as_slice() else { return Err("a record stands where a value should".into()) };
+                let [scale, value] = fields.as_slice() else {
+                    return Err("a record stands where a value should".into());
+                };
                 match (self.read(schema, scale.node)?, self.read(schema, value.node)?) {
                     (Raw::Int(scale), Raw::Bytes(value)) => Raw::Scaled(scale, value),
                     _ => return Err("a record stands where a value should".into()),
@@ -153,7 +155,9 @@ impl<'a> Cursor<'a> {
                 cursor.string()?;
                 cursor.skip_at(schema, *values, depth + 1)
             }),
-            Shape::Record(record) => record.fields.iter().try_for_each(|field| self.skip_at(schema, field.node, depth + 1)),
+            Shape::Record(record) => {
+                record.fields.iter().try_for_each(|field| self.skip_at(schema, field.node, depth + 1))
+            }
             Shape::Union(_) => Err("a union lies directly in a union".into()),
         }
     }
@@ -214,7 +218,10 @@ mod tests {
     #[test]
     fn numbers_are_zigzag_varints() {
         assert_eq!(read(r#""long""#, &[1]), Ok(Raw::Int(-1)));
-        assert_eq!(read(r#""long""#, &[0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]), Ok(Raw::Int(i64::MAX)));
+        assert_eq!(
+            read(r#""long""#, &[0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]),
+            Ok(Raw::Int(i64::MAX))
+        );
         assert!(read(r#""int""#, &[0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]).is_err());
         assert!(read(r#""long""#, &[0x80; 11]).unwrap_err().contains("64 bits"));
         assert!(read(r#""long""#, &[0x80]).unwrap_err().contains("ends within"));

@@ -8,8 +8,9 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, BinaryBuilder, BooleanBuilder, Decimal128Builder, Decimal256Builder, Float32Builder, Float64Builder, Int32Builder,
-    Int64Builder, IntervalMonthDayNanoBuilder, ListArray, NullBufferBuilder, StringBuilder, make_array,
+    Array, ArrayRef, BinaryBuilder, BooleanBuilder, Decimal128Builder, Decimal256Builder, Float32Builder,
+    Float64Builder, Int32Builder, Int64Builder, IntervalMonthDayNanoBuilder, ListArray, NullBufferBuilder,
+    StringBuilder, make_array,
 };
 use arrow::buffer::{OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, FieldRef, IntervalMonthDayNano, TimeUnit, i256};
@@ -94,7 +95,10 @@ pub(super) fn convert<'a>(raw: Raw<'a>, writer: &Type, target: &Type) -> Result<
         (Meaning::Days, Raw::Int(days)) => Cell::Int(days),
         (Meaning::TimeOfDay(unit), Raw::Int(value)) => {
             if !(0..per_day(unit)).contains(&value) {
-                return Err(format!("the time {value} {} is no time of day; \"freshet.type\": \"duration\" in the contract takes it", unit_name(unit)));
+                return Err(format!(
+                    "the time {value} {} is no time of day; \"freshet.type\": \"duration\" in the contract takes it",
+                    unit_name(unit)
+                ));
             }
             Cell::Int(value.checked_mul(factor(unit, wanted)).ok_or_else(|| misfit(&Raw::Int(value)))?)
         }
@@ -117,12 +121,18 @@ pub(super) fn convert<'a>(raw: Raw<'a>, writer: &Type, target: &Type) -> Result<
         (Meaning::IsoTimestamp, Raw::Str(s)) => instant(text::timestamp(&s, false), &s, wanted)?,
         (Meaning::ZonedTime, Raw::Str(s)) => instant(text::zoned_time(&s).map(i128::from), &s, wanted)?,
         (Meaning::IsoTime, Raw::Str(s)) => instant(text::iso_time(&s).map(i128::from), &s, wanted)?,
-        (Meaning::IsoDate, Raw::Str(s)) => Cell::Int(text::iso_date(&s).ok_or_else(|| format!("{s:?} is no date"))?.into()),
-        (Meaning::Interval, Raw::Str(s)) => Cell::Interval(text::interval(&s).ok_or_else(|| format!("{s:?} is no interval"))?),
+        (Meaning::IsoDate, Raw::Str(s)) => {
+            Cell::Int(text::iso_date(&s).ok_or_else(|| format!("{s:?} is no date"))?.into())
+        }
+        (Meaning::Interval, Raw::Str(s)) => {
+            Cell::Interval(text::interval(&s).ok_or_else(|| format!("{s:?} is no interval"))?)
+        }
         (_, raw) => return Err(misfit(&raw)),
     };
     match (&cell, wanted) {
-        (Cell::Int(v), DataType::Date32 | DataType::Time32(_)) if i32::try_from(*v).is_err() => Err(misfit(&Raw::Int(*v))),
+        (Cell::Int(v), DataType::Date32 | DataType::Time32(_)) if i32::try_from(*v).is_err() => {
+            Err(misfit(&Raw::Int(*v)))
+        }
         _ => Ok(cell),
     }
 }
@@ -133,14 +143,17 @@ fn plain<'a>(raw: Raw<'a>, writer: &Type, target: &Type) -> Result<Cell<'a>, Str
         (Raw::Int(v), DataType::Int32) if i32::try_from(v).is_ok() => Cell::Int(v),
         (Raw::Int(v), DataType::Int64) => Cell::Int(v),
         (Raw::Int(v), DataType::Float64) => Cell::Double(v as f64),
-        (Raw::Int(v), DataType::Decimal128(..) | DataType::Decimal256(..)) => decimal(i256::from_i128(v.into()), 0, &target.arrow)?,
+        (Raw::Int(v), DataType::Decimal128(..) | DataType::Decimal256(..)) => {
+            decimal(i256::from_i128(v.into()), 0, &target.arrow)?
+        }
         (Raw::Float(v), DataType::Float32) => Cell::Float(v),
         (Raw::Float(v), DataType::Float64) => Cell::Double(v.into()),
         (Raw::Double(v), DataType::Float64) => Cell::Double(v),
         (Raw::Str(v), DataType::Utf8) => Cell::Str(v),
         (Raw::Bytes(v), DataType::Binary) => Cell::Bytes(v),
         (Raw::List(items), DataType::List(_)) => {
-            let (super::logical::Wire::List(own), super::logical::Wire::List(wanted)) = (&writer.wire, &target.wire) else {
+            let (super::logical::Wire::List(own), super::logical::Wire::List(wanted)) = (&writer.wire, &target.wire)
+            else {
                 return Err("a list where none is expected".into());
             };
             Cell::List(items.into_iter().map(|item| convert(item, own, wanted)).collect::<Result<_, _>>()?)
@@ -192,7 +205,9 @@ fn instant(nanos: Option<i128>, text: &str, wanted: &DataType) -> Result<Cell<'s
 
 fn unit_of(data_type: &DataType) -> TimeUnit {
     match data_type {
-        DataType::Timestamp(unit, _) | DataType::Time32(unit) | DataType::Time64(unit) | DataType::Duration(unit) => *unit,
+        DataType::Timestamp(unit, _) | DataType::Time32(unit) | DataType::Time64(unit) | DataType::Duration(unit) => {
+            *unit
+        }
         _ => TimeUnit::Microsecond,
     }
 }
@@ -398,7 +413,11 @@ mod tests {
     #[test]
     fn every_form_of_the_placeholder_is_known() {
         let is = |raw: Raw<'_>| raw.is_unavailable("__u");
-        assert!(is(Raw::Str("__u".into())) && is(Raw::Bytes(b"__u".as_slice().into())) && is(Raw::List(vec![Raw::Str("__u".into())])));
+        assert!(
+            is(Raw::Str("__u".into()))
+                && is(Raw::Bytes(b"__u".as_slice().into()))
+                && is(Raw::List(vec![Raw::Str("__u".into())]))
+        );
         assert!(is(Raw::List(b"__u".iter().map(|b| Raw::Int(i64::from(*b))).collect())));
         assert!(!is(Raw::Str("__u ".into())) && !is(Raw::Null) && !is(Raw::List(vec![])));
     }

@@ -103,12 +103,11 @@ impl Decoder {
         schemas: Arc<dyn SchemaStore>,
     ) -> Result<Decoder, ContractError> {
         let key_converter = row_type.key_converter().map_err(|e| ContractError(format!("the key: {e}")))?;
-        let contract = || {
-            Schema::from_avro(&source.contract).map_err(|e| bad(Rule::Contract, e.to_string()))
-        };
+        let contract = || Schema::from_avro(&source.contract).map_err(|e| bad(Rule::Contract, e.to_string()));
         let root = row_type.contract.record(row_type.contract.root);
         let bare = made(contract(), |schema| {
-            let record = schema.record(schema.root).ok_or_else(|| bad(Rule::Contract, "the contract is not a record"))?;
+            let record =
+                schema.record(schema.root).ok_or_else(|| bad(Rule::Contract, "the contract is not a record"))?;
             let row = RowPlan::row(schema, record, &row_type)?;
             Ok(match source.envelope {
                 config::Envelope::Flattened => ValuePlan::Flat { row, record: schema.root },
@@ -141,7 +140,12 @@ impl Decoder {
         let mut assembly = Assembly {
             rows: self.row_type.columns.iter().map(|c| Column::new(&c.ty.arrow)).collect(),
             row_count: 0,
-            keys: self.row_type.key_columns().iter().map(|k| Column::new(&self.row_type.columns[*k].ty.arrow)).collect(),
+            keys: self
+                .row_type
+                .key_columns()
+                .iter()
+                .map(|k| Column::new(&self.row_type.columns[*k].ty.arrow))
+                .collect(),
             changes: Vec::with_capacity(batch.messages.len()),
             counts: Counts::default(),
         };
@@ -159,7 +163,10 @@ impl Decoder {
                     timestamp_ms: message.timestamp_ms,
                     rule,
                     reason,
-                    schema_id: value.and_then(|v| wire::split(v).ok()).filter(|_| self.source.format == Format::Avro).map(|(id, _)| id),
+                    schema_id: value
+                        .and_then(|v| wire::split(v).ok())
+                        .filter(|_| self.source.format == Format::Avro)
+                        .map(|(id, _)| id),
                     key: batch.key(message).map(Into::into),
                     value: value.map(Into::into),
                 });
@@ -194,7 +201,8 @@ impl Decoder {
         let (envelope, row_type) = (self.source.envelope, &self.row_type);
         let plan = plans.value.get_or_insert_with(|| {
             made(parse(id, text), |schema| {
-                ValuePlan::new(schema, envelope, row_type).map_err(|b| bad(b.rule, format!("schema {id}: {}", b.reason)))
+                ValuePlan::new(schema, envelope, row_type)
+                    .map_err(|b| bad(b.rule, format!("schema {id}: {}", b.reason)))
             })
         });
         Ok(plan.clone())
@@ -235,7 +243,8 @@ impl Decoder {
                 let (id, body) = split(key).map_err(|b| bad(b.rule, format!("the key: {}", b.reason)))?;
                 let plan = self.key_plan(id)?;
                 let (schema, plan) = plan.as_ref().as_ref().map_err(Clone::clone)?;
-                read_key_avro(plan, schema, body, &self.row_type).map_err(|b| bad(b.rule, format!("the key: {}", b.reason)))?
+                read_key_avro(plan, schema, body, &self.row_type)
+                    .map_err(|b| bad(b.rule, format!("the key: {}", b.reason)))?
             }
         };
         to.add(message, key, event, &self.row_type)
@@ -246,7 +255,8 @@ impl Decoder {
             serde_json::from_slice(part).map_err(|e| bad(Rule::Wire, format!("this is not JSON: {e}")))
         };
         let value = batch.value(message).map(parse).transpose()?;
-        let key = batch.key(message).map(parse).transpose().map_err(|b| bad(b.rule, format!("the key: {}", b.reason)))?;
+        let key =
+            batch.key(message).map(parse).transpose().map_err(|b| bad(b.rule, format!("the key: {}", b.reason)))?;
         let (envelope, row_type) = (self.source.envelope, self.row_type.clone());
         let value_plan;
         let event = match &value {
@@ -262,7 +272,9 @@ impl Decoder {
                 } else {
                     value_plan = match part {
                         None => self.bare.clone(),
-                        Some(part) => remembered(&mut self.json_values, part, |schema| ValuePlan::new(schema, envelope, &row_type)),
+                        Some(part) => remembered(&mut self.json_values, part, |schema| {
+                            ValuePlan::new(schema, envelope, &row_type)
+                        }),
                     };
                     let (schema, plan) = value_plan.as_ref().as_ref().map_err(Clone::clone)?;
                     match plan.read_json(schema, payload, &row_type, &self.source.unavailable)? {
@@ -285,7 +297,8 @@ impl Decoder {
                     Some(part) => remembered(&mut self.json_keys, part, |schema| KeyPlan::new(schema, &row_type)),
                 };
                 let (schema, plan) = key_plan.as_ref().as_ref().map_err(Clone::clone)?;
-                read_key_json(plan, schema, payload, &row_type).map_err(|b| bad(b.rule, format!("the key: {}", b.reason)))?
+                read_key_json(plan, schema, payload, &row_type)
+                    .map_err(|b| bad(b.rule, format!("the key: {}", b.reason)))?
             }
         };
         to.add(message, key, event, &row_type)
@@ -294,7 +307,8 @@ impl Decoder {
     fn assemble(&self, assembly: Assembly) -> (Vec<Change>, Counts) {
         let Assembly { mut rows, mut keys, changes, counts, .. } = assembly;
         let columns: Vec<_> = rows.iter_mut().map(Column::finish).collect();
-        let rows = self.row_type.converter().convert_columns(&columns).expect("the columns are of the converter's types");
+        let rows =
+            self.row_type.converter().convert_columns(&columns).expect("the columns are of the converter's types");
         let columns: Vec<_> = keys.iter_mut().map(Column::finish).collect();
         let keys = self.key_converter.convert_columns(&columns).expect("the columns are of the converter's types");
         let mut next_key = 0;
@@ -319,7 +333,13 @@ impl Decoder {
 
 impl Assembly {
     /// Adds what a message says. Everything that can fail has to have happened before the first column grows.
-    fn add(&mut self, message: &Message, key: Option<Vec<Cell<'_>>>, event: Option<Event<'_>>, of: &RowType) -> Result<(), Bad> {
+    fn add(
+        &mut self,
+        message: &Message,
+        key: Option<Vec<Cell<'_>>>,
+        event: Option<Event<'_>>,
+        of: &RowType,
+    ) -> Result<(), Bad> {
         let Some(Event { kind, row, before_key, origin }) = event else {
             let Some(key) = key else {
                 return Err(bad(Rule::Envelope, "a tombstone without a key says nothing about any row"));
@@ -341,7 +361,9 @@ impl Assembly {
                 self.push(message, Some(&key), PendingOp::Delete, origin);
             }
             Kind::Create | Kind::Update | Kind::Snapshot => {
-                let Some(row) = row else { return Err(bad(Rule::Envelope, "after is null, though the operation writes a row")) };
+                let Some(row) = row else {
+                    return Err(bad(Rule::Envelope, "after is null, though the operation writes a row"));
+                };
                 if let Some(column) = of.key_columns().iter().find(|k| row.unavailable.contains(&(**k as u16))) {
                     return Err(bad(Rule::Value, format!("the key column {} was not sent", of.columns[*column].name)));
                 }
@@ -382,7 +404,12 @@ fn parse(id: u32, text: &str) -> Result<Schema, Bad> {
     Schema::from_avro(text).map_err(|e| bad(Rule::Type, format!("schema {id}: {e}")))
 }
 
-fn read_key_avro<'a>(plan: &KeyPlan, schema: &Schema, body: &'a [u8], of: &RowType) -> Result<Option<Vec<Cell<'a>>>, Bad> {
+fn read_key_avro<'a>(
+    plan: &KeyPlan,
+    schema: &Schema,
+    body: &'a [u8],
+    of: &RowType,
+) -> Result<Option<Vec<Cell<'a>>>, Bad> {
     let wire = |e: String| bad(Rule::Body, e);
     let mut cursor = Cursor::new(body);
     let cells = match plan {
@@ -409,7 +436,12 @@ fn read_key_avro<'a>(plan: &KeyPlan, schema: &Schema, body: &'a [u8], of: &RowTy
     Ok(cells)
 }
 
-fn read_key_json<'a>(plan: &KeyPlan, schema: &Schema, payload: &'a serde_json::Value, of: &RowType) -> Result<Option<Vec<Cell<'a>>>, Bad> {
+fn read_key_json<'a>(
+    plan: &KeyPlan,
+    schema: &Schema,
+    payload: &'a serde_json::Value,
+    of: &RowType,
+) -> Result<Option<Vec<Cell<'a>>>, Bad> {
     match (plan, payload) {
         (KeyPlan::Record(plan), serde_json::Value::Object(object)) => {
             // Without a schema part the plan is the contract's, and the object may be another key than the configured one.

@@ -32,7 +32,10 @@ impl Kind {
             "d" => Ok(Kind::Delete),
             "r" => Ok(Kind::Snapshot),
             "t" => Ok(Kind::Truncate),
-            other => Err(bad(Rule::Envelope, format!("the operation {:?} is none of c, u, d, r, t", other.chars().take(20).collect::<String>()))),
+            other => Err(bad(
+                Rule::Envelope,
+                format!("the operation {:?} is none of c, u, d, r, t", other.chars().take(20).collect::<String>()),
+            )),
         }
     }
 }
@@ -52,8 +55,15 @@ pub(super) struct Event<'a> {
 pub(super) enum ValuePlan {
     /// Heartbeats, transaction markers, schema changes: nothing of a table.
     Skip,
-    Wrapped { fields: Vec<(NodeId, Part)>, row: RowPlan, before: Option<RowPlan> },
-    Flat { row: RowPlan, record: NodeId },
+    Wrapped {
+        fields: Vec<(NodeId, Part)>,
+        row: RowPlan,
+        before: Option<RowPlan>,
+    },
+    Flat {
+        row: RowPlan,
+        record: NodeId,
+    },
 }
 
 /// The parts of an envelope.
@@ -80,7 +90,10 @@ impl ValuePlan {
         }
         let after = root.field("after").and_then(|(_, f)| schema.record(f.node));
         let (Some(after), Some(_)) = (after, root.field("op")) else {
-            let reason = format!("the record {} has no after and op; envelope = \"flattened\" reads rows without an envelope", root.full_name);
+            let reason = format!(
+                "the record {} has no after and op; envelope = \"flattened\" reads rows without an envelope",
+                root.full_name
+            );
             return Err(bad(Rule::Envelope, reason));
         };
         let row = RowPlan::row(schema, after, of)?;
@@ -100,7 +113,13 @@ impl ValuePlan {
     }
 
     /// Reads an Avro body; `None` is nothing of a table.
-    pub fn read_avro<'a>(&self, schema: &Schema, body: &'a [u8], of: &RowType, unavailable: &str) -> Result<Option<Event<'a>>, Bad> {
+    pub fn read_avro<'a>(
+        &self,
+        schema: &Schema,
+        body: &'a [u8],
+        of: &RowType,
+        unavailable: &str,
+    ) -> Result<Option<Event<'a>>, Bad> {
         let mut cursor = Cursor::new(body);
         let wire = |e: String| bad(Rule::Body, e);
         let event = match self {
@@ -133,7 +152,11 @@ impl ValuePlan {
                             if let Some(record) = schema.record(id) {
                                 for field in &record.fields {
                                     match is_kept(&field.name) {
-                                        true => keep(&mut parts.origin, &field.name, cursor.read(schema, field.node).map_err(wire)?),
+                                        true => keep(
+                                            &mut parts.origin,
+                                            &field.name,
+                                            cursor.read(schema, field.node).map_err(wire)?,
+                                        ),
                                         false => cursor.skip(schema, field.node).map_err(wire)?,
                                     }
                                 }
@@ -165,7 +188,13 @@ impl ValuePlan {
     }
 
     /// Reads a JSON object, the schema part of which made this plan (or the contract did).
-    pub fn read_json<'a>(&self, schema: &Schema, value: &'a Value, of: &RowType, unavailable: &str) -> Result<Option<Event<'a>>, Bad> {
+    pub fn read_json<'a>(
+        &self,
+        schema: &Schema,
+        value: &'a Value,
+        of: &RowType,
+        unavailable: &str,
+    ) -> Result<Option<Event<'a>>, Bad> {
         let Value::Object(object) = value else {
             return Err(bad(Rule::Envelope, format!("{} stands where an object should", json::shown(value))));
         };
@@ -179,16 +208,20 @@ impl ValuePlan {
                 added.event(row.read_json(schema, object, of, unavailable)).map(Some)
             }
             ValuePlan::Wrapped { row, before, .. } => {
-                let mut parts = Parts { op: object.get("op").and_then(Value::as_str).map(Into::into), ..Parts::default() };
+                let mut parts =
+                    Parts { op: object.get("op").and_then(Value::as_str).map(Into::into), ..Parts::default() };
                 let part = |name: &str| -> Result<Option<&'a Map<String, Value>>, Bad> {
                     match object.get(name) {
                         None | Some(Value::Null) => Ok(None),
                         Some(Value::Object(part)) => Ok(Some(part)),
-                        Some(other) => Err(bad(Rule::Envelope, format!("{name} is {}, not an object", json::shown(other)))),
+                        Some(other) => {
+                            Err(bad(Rule::Envelope, format!("{name} is {}, not an object", json::shown(other))))
+                        }
                     }
                 };
                 parts.row = part("after")?.map(|o| row.read_json(schema, o, of, unavailable));
-                parts.before = part("before")?.zip(before.as_ref()).map(|(o, plan)| plan.read_json(schema, o, of, unavailable));
+                parts.before =
+                    part("before")?.zip(before.as_ref()).map(|(o, plan)| plan.read_json(schema, o, of, unavailable));
                 for (name, value) in part("source")?.into_iter().flatten().filter(|(name, _)| is_kept(name)) {
                     keep(&mut parts.origin, name, loose(value));
                 }
@@ -201,7 +234,9 @@ impl ValuePlan {
 /// Without a schema part a heartbeat is known by having nothing but its time.
 pub(super) fn is_json_service(value: &Value) -> bool {
     value.as_object().is_some_and(|o| {
-        (o.len() == 1 && o.contains_key("ts_ms")) || (o.contains_key("status") && o.contains_key("event_count")) || o.contains_key("ddl")
+        (o.len() == 1 && o.contains_key("ts_ms"))
+            || (o.contains_key("status") && o.contains_key("event_count"))
+            || o.contains_key("ddl")
     })
 }
 
@@ -227,7 +262,12 @@ impl<'a> Parts<'a> {
     }
 }
 
-fn finish<'a>(kind: Kind, row: Option<RowCells<'a>>, before_key: Option<Vec<Cell<'a>>>, origin: Origin) -> Result<Event<'a>, Bad> {
+fn finish<'a>(
+    kind: Kind,
+    row: Option<RowCells<'a>>,
+    before_key: Option<Vec<Cell<'a>>>,
+    origin: Origin,
+) -> Result<Event<'a>, Bad> {
     match (kind, row) {
         (Kind::Delete | Kind::Truncate, _) => Ok(Event { kind, row: None, before_key, origin }),
         (_, None) => Err(bad(Rule::Envelope, "after is null, though the operation writes a row")),

@@ -35,7 +35,9 @@ pub(super) fn read<'a>(schema: &Schema, id: NodeId, value: &'a Value) -> Result<
             None => return misfit(),
         },
         (Shape::String, Value::String(text)) => Raw::Str(Cow::Borrowed(text)),
-        (Shape::Enum(symbols), Value::String(text)) if symbols.iter().any(|s| **s == **text) => Raw::Str(Cow::Borrowed(text)),
+        (Shape::Enum(symbols), Value::String(text)) if symbols.iter().any(|s| **s == **text) => {
+            Raw::Str(Cow::Borrowed(text))
+        }
         (Shape::Bytes, Value::String(text)) => Raw::Bytes(base64(text)?),
         (Shape::Fixed(size), Value::String(text)) => match base64(text)? {
             bytes if bytes.len() == *size => Raw::Bytes(bytes),

@@ -6,9 +6,7 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::{
-    DECIMAL128_MAX_PRECISION, DECIMAL256_MAX_PRECISION, DataType, Field, IntervalUnit, TimeUnit,
-};
+use arrow::datatypes::{DECIMAL128_MAX_PRECISION, DECIMAL256_MAX_PRECISION, DataType, Field, IntervalUnit, TimeUnit};
 
 use super::schema::{Node, NodeId, Schema, Shape};
 
@@ -358,7 +356,8 @@ fn arrow_type(wire: &Wire, meaning: Meaning, wanted: Option<Wanted>, like: Optio
         Meaning::Scaled => DataType::Utf8,
         Meaning::Unscaled { scale, precision } => {
             // The writer's own Arrow type is only asked for when there is no contract to convert to.
-            if let Some(like) = like.filter(|l| matches!(l.arrow, DataType::Decimal128(..) | DataType::Decimal256(..))) {
+            if let Some(like) = like.filter(|l| matches!(l.arrow, DataType::Decimal128(..) | DataType::Decimal256(..)))
+            {
                 return Ok(like.arrow.clone());
             }
             let max = i64::from(DECIMAL256_MAX_PRECISION);

@@ -13,10 +13,10 @@ mod plan;
 mod registry;
 mod row;
 mod schema;
+#[cfg(test)]
+pub(crate) mod tests;
 mod text;
 mod wire;
-#[cfg(test)]
-mod tests;
 
 use std::sync::Arc;
 
@@ -71,7 +71,10 @@ pub struct Origin {
 pub enum Op {
     /// The whole row in row format (the contract's columns). `unavailable` lists columns whose value the database did not
     /// send: they keep what the row had.
-    Upsert { row: Arc<[u8]>, unavailable: Option<Box<[u16]>> },
+    Upsert {
+        row: Arc<[u8]>,
+        unavailable: Option<Box<[u16]>>,
+    },
     Delete,
     /// Removes every row of the source.
     Truncate,
@@ -125,8 +128,16 @@ pub enum Rule {
 }
 
 impl Rule {
-    pub const ALL: [Rule; 8] =
-        [Rule::Wire, Rule::UnknownSchema, Rule::Body, Rule::Envelope, Rule::Type, Rule::Value, Rule::Contract, Rule::Test];
+    pub const ALL: [Rule; 8] = [
+        Rule::Wire,
+        Rule::UnknownSchema,
+        Rule::Body,
+        Rule::Envelope,
+        Rule::Type,
+        Rule::Value,
+        Rule::Contract,
+        Rule::Test,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {

@@ -77,18 +77,29 @@ impl RowPlan {
             fields.push(PlanField { name: field.name.clone(), node: field.node, take });
         }
         if let Some(lacking) = missing.iter().map(column).find(|c| c.default.is_none()) {
-            let reason = format!("the writer's schema lacks the column {}, which the contract wants and gives no default for", lacking.name);
+            let reason = format!(
+                "the writer's schema lacks the column {}, which the contract wants and gives no default for",
+                lacking.name
+            );
             return Err(bad(Rule::Contract, reason));
         }
         Ok(RowPlan { fields, missing, wanted })
     }
 
-    pub fn read_avro<'a>(&self, schema: &Schema, cursor: &mut Cursor<'a>, of: &RowType, unavailable: &str) -> Result<RowCells<'a>, Bad> {
+    pub fn read_avro<'a>(
+        &self,
+        schema: &Schema,
+        cursor: &mut Cursor<'a>,
+        of: &RowType,
+        unavailable: &str,
+    ) -> Result<RowCells<'a>, Bad> {
         let mut row = self.start(of);
         for field in &self.fields {
             match &field.take {
                 None => cursor.skip(schema, field.node),
-                Some((place, writer)) => cursor.read(schema, field.node).map(|raw| self.put(&mut row, *place, raw, writer, of, unavailable)),
+                Some((place, writer)) => {
+                    cursor.read(schema, field.node).map(|raw| self.put(&mut row, *place, raw, writer, of, unavailable))
+                }
             }
             .map_err(|e| bad(Rule::Body, format!("field {}: {e}", field.name)))?;
         }
@@ -114,7 +125,9 @@ impl RowPlan {
                     Err(e) => row.misfit = Some(bad(Rule::Value, format!("column {}: {e}", column.name))),
                 },
                 (None, Some(default)) => row.cells[*place] = default.clone(),
-                (None, None) => row.misfit = Some(bad(Rule::Contract, format!("the object lacks the column {}", column.name))),
+                (None, None) => {
+                    row.misfit = Some(bad(Rule::Contract, format!("the object lacks the column {}", column.name)))
+                }
             }
         }
         row
@@ -128,14 +141,23 @@ impl RowPlan {
         RowCells { cells, ..RowCells::default() }
     }
 
-    fn put<'a>(&self, row: &mut RowCells<'a>, place: usize, raw: Raw<'a>, writer: &Type, of: &RowType, unavailable: &str) {
+    fn put<'a>(
+        &self,
+        row: &mut RowCells<'a>,
+        place: usize,
+        raw: Raw<'a>,
+        writer: &Type,
+        of: &RowType,
+        unavailable: &str,
+    ) {
         let column = &of.columns[self.wanted[place]];
         if raw.is_unavailable(unavailable) {
             row.unavailable.push(self.wanted[place] as u16);
             return;
         }
         if raw == Raw::Null && !column.nullable {
-            row.misfit = Some(bad(Rule::Value, format!("column {} is null, which the contract rules out", column.name)));
+            row.misfit =
+                Some(bad(Rule::Value, format!("column {} is null, which the contract rules out", column.name)));
             return;
         }
         match convert(raw, writer, &column.ty) {
@@ -148,7 +170,8 @@ impl RowPlan {
 /// The writer's type of a column, which has to promote to the contract's.
 pub(super) fn writer_type(schema: &Schema, node: NodeId, column: &ContractColumn) -> Result<Type, Bad> {
     let (nullable, node) = schema.optional(node);
-    let writer = Type::of(schema, node, Some(&column.ty)).map_err(|e| bad(Rule::Type, format!("column {}: {e}", column.name)))?;
+    let writer = Type::of(schema, node, Some(&column.ty))
+        .map_err(|e| bad(Rule::Type, format!("column {}: {e}", column.name)))?;
     if !writer.promotes_to(&column.ty) {
         let reason = format!(
             "the writer's schema has column {} as {}, which does not become the contract's {}",

@@ -55,7 +55,9 @@ impl RegistryClient {
             Ok(found) if matches!(found.schema_type, SchemaType::Avro) => found.schema.into(),
             // Of another kind than Avro: no schema that an Avro body could have.
             Ok(_) => return Ok(None),
-            Err(e) if e.error.contains("404") && e.cause.as_deref().is_some_and(|c| c.contains("40403")) => return Ok(None),
+            Err(e) if e.error.contains("404") && e.cause.as_deref().is_some_and(|c| c.contains("40403")) => {
+                return Ok(None);
+            }
             Err(e) => {
                 let reason = match &e.cause {
                     Some(cause) => format!("{}: {cause}", e.error),

@@ -42,7 +42,9 @@ impl RowType {
     pub fn from_contract(source: &config::Source) -> Result<RowType, ContractError> {
         let fail = |text: String| ContractError(format!("{}: {text}", source.contract_path.display()));
         let contract = Schema::from_avro(&source.contract).map_err(|e| fail(e.to_string()))?;
-        let Some(record) = contract.record(contract.root) else { return Err(fail("the contract is not a record".into())) };
+        let Some(record) = contract.record(contract.root) else {
+            return Err(fail("the contract is not a record".into()));
+        };
         let mut columns = Vec::with_capacity(record.fields.len());
         for field in &record.fields {
             let in_column = |text: String| fail(format!("column {}: {text}", field.name));
@@ -61,7 +63,12 @@ impl RowType {
         let key_columns = source
             .key
             .iter()
-            .map(|key| columns.iter().position(|c| *c.name == **key).ok_or_else(|| fail(format!("no column {key} for the key"))))
+            .map(|key| {
+                columns
+                    .iter()
+                    .position(|c| *c.name == **key)
+                    .ok_or_else(|| fail(format!("no column {key} for the key")))
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let fields: Vec<Field> = columns.iter().map(|c| Field::new(&*c.name, c.ty.arrow.clone(), c.nullable)).collect();
         let converter = converter(fields.iter()).map_err(|e| fail(e.to_string()))?;

@@ -74,7 +74,8 @@ fn error<T>(text: impl Into<String>) -> Result<T, SchemaError> {
 impl Schema {
     /// Reads an Avro schema's JSON text.
     pub fn from_avro(text: &str) -> Result<Schema, SchemaError> {
-        let json: Value = serde_json::from_str(text).map_err(|e| SchemaError(format!("the schema is not JSON: {e}")))?;
+        let json: Value =
+            serde_json::from_str(text).map_err(|e| SchemaError(format!("the schema is not JSON: {e}")))?;
         let mut parser = AvroParser { nodes: Vec::new(), names: HashMap::new() };
         let root = parser.node(&json, "", 0)?;
         Ok(Schema { nodes: parser.nodes, root })

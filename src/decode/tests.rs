@@ -19,24 +19,33 @@ pub(crate) fn fixture(name: &str) -> String {
     text
 }
 
-fn schemas() -> (Value, FixedSchemas) {
+pub(crate) fn schemas() -> (Value, FixedSchemas) {
     let registry: Value = serde_json::from_str(&fixture("registry.json")).unwrap();
     let schemas = registry["schemas"].as_object().unwrap();
-    let fixed = schemas.iter().map(|(id, schema)| (id.parse().unwrap(), schema.to_string().into())).collect::<HashMap<u32, Arc<str>>>();
+    let fixed = schemas
+        .iter()
+        .map(|(id, schema)| (id.parse().unwrap(), schema.to_string().into()))
+        .collect::<HashMap<u32, Arc<str>>>();
     (registry, FixedSchemas(fixed))
 }
 
 fn batches(topic: &str, size: usize) -> Vec<MessageBatch> {
     let decode = |v: &Value| v.as_str().map(|t| base64::engine::general_purpose::STANDARD.decode(t).unwrap());
     let events = fixture("events.jsonl");
-    let events: Vec<Value> = events.lines().map(|l| serde_json::from_str(l).unwrap()).filter(|e: &Value| e["topic"] == topic).collect();
+    let events: Vec<Value> =
+        events.lines().map(|l| serde_json::from_str(l).unwrap()).filter(|e: &Value| e["topic"] == topic).collect();
     events
         .chunks(size)
         .map(|chunk| {
             let mut batch = MessageBatch::new(Partition::new(topic, 0));
             for e in chunk {
                 let (key, value) = (decode(&e["key"]), decode(&e["value"]));
-                batch.push(Offset(e["offset"].as_i64().unwrap()), e["timestamp_ms"].as_i64().unwrap(), key.as_deref(), value.as_deref());
+                batch.push(
+                    Offset(e["offset"].as_i64().unwrap()),
+                    e["timestamp_ms"].as_i64().unwrap(),
+                    key.as_deref(),
+                    value.as_deref(),
+                );
             }
             batch
         })
@@ -58,7 +67,8 @@ fn contract(registry: &Value, subject: &str, duration: &[&str]) -> String {
     let name = |f: &Value| f["name"].as_str().unwrap().to_string();
     row["fields"].as_array_mut().unwrap().retain(|f| !name(f).starts_with("__"));
     for field in row["fields"].as_array_mut().unwrap() {
-        let everywhere = rows.iter().all(|r| r["fields"].as_array().unwrap().iter().any(|f| f["name"] == field["name"]));
+        let everywhere =
+            rows.iter().all(|r| r["fields"].as_array().unwrap().iter().any(|f| f["name"] == field["name"]));
         if duration.contains(&field["name"].as_str().unwrap()) {
             field["type"][1]["freshet.type"] = "duration".into();
         }
@@ -84,7 +94,7 @@ fn source(topic: &str, format: Format, envelope: Envelope, key: &[&str], contrac
     }
 }
 
-async fn decode_all(source: &Source, store: Arc<dyn SchemaStore>, size: usize) -> Vec<Decoded> {
+pub(crate) async fn decode_all(source: &Source, store: Arc<dyn SchemaStore>, size: usize) -> Vec<Decoded> {
     let row_type = Arc::new(RowType::from_contract(source).unwrap());
     let mut decoder = Decoder::new(0, source, row_type, store).unwrap();
     let mut all = Vec::new();
@@ -94,7 +104,7 @@ async fn decode_all(source: &Source, store: Arc<dyn SchemaStore>, size: usize) -
     all
 }
 
-fn recorded() -> Vec<Source> {
+pub(crate) fn recorded() -> Vec<Source> {
     let (registry, _) = schemas();
     let pg = |table: &str| contract(&registry, &format!("shop.production.{table}-value"), &[]);
     let maria = contract(&registry, "mshop.mshop.product-value", &["t1"]);
@@ -102,7 +112,13 @@ fn recorded() -> Vec<Source> {
     vec![
         source("shop.production.product", avro, wrapped, &["product_id"], pg("product")),
         source("shop.production.category", avro, wrapped, &["category_id"], pg("category")),
-        source("shop.production.product_category", avro, wrapped, &["product_id", "category_id"], pg("product_category")),
+        source(
+            "shop.production.product_category",
+            avro,
+            wrapped,
+            &["product_id", "category_id"],
+            pg("product_category"),
+        ),
         source("shop.production.review", avro, wrapped, &["review_id"], pg("review")),
         source("shop.production.scratch", avro, wrapped, &["id"], pg("scratch")),
         source("mshop.mshop.product", avro, wrapped, &["id"], maria),
@@ -120,7 +136,8 @@ async fn every_message_of_the_recording_becomes_a_change() {
     let store: Arc<dyn SchemaStore> = Arc::new(store);
     for source in recorded() {
         let all = decode_all(&source, store.clone(), 100).await;
-        let rejects: Vec<_> = all.iter().flat_map(|d| &d.rejects).map(|r| (r.offset.0, r.rule, r.reason.clone())).collect();
+        let rejects: Vec<_> =
+            all.iter().flat_map(|d| &d.rejects).map(|r| (r.offset.0, r.rule, r.reason.clone())).collect();
         assert!(rejects.is_empty(), "{}: {} rejects, such as {:?}", source.topic, rejects.len(), rejects.first());
         let changes: usize = all.iter().map(|d| d.changes.len()).sum();
         let messages: usize = batches(&source.topic, 1000).iter().map(|b| b.messages.len()).sum();
@@ -133,7 +150,8 @@ async fn any_split_into_batches_decodes_the_same() {
     let (_, store) = schemas();
     let store: Arc<dyn SchemaStore> = Arc::new(store);
     let source = &recorded()[0];
-    let flat = |all: Vec<Decoded>| -> Vec<String> { all.iter().flat_map(|d| &d.changes).map(|c| format!("{c:?}")).collect() };
+    let flat =
+        |all: Vec<Decoded>| -> Vec<String> { all.iter().flat_map(|d| &d.changes).map(|c| format!("{c:?}")).collect() };
     let whole = flat(decode_all(source, store.clone(), 10_000).await);
     for size in [1, 7, 64] {
         assert_eq!(flat(decode_all(source, store.clone(), size).await), whole);

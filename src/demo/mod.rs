@@ -132,15 +132,23 @@ async fn demo(options: &Options, data: &Path) -> Outcome {
     let service = Service::start(config, Arc::new(progress)).await?;
     let address = service.address();
     let shop_address = SocketAddr::new(address.ip(), address.port().wrapping_add(1));
-    let shop_server = tokio::net::TcpListener::bind(shop_address).await.map_err(|e| format!("the shop cannot listen on {shop_address}: {e}"))?;
+    let shop_server = tokio::net::TcpListener::bind(shop_address)
+        .await
+        .map_err(|e| format!("the shop cannot listen on {shop_address}: {e}"))?;
     println!("service   http://{address}");
     println!("shop      http://{shop_address}/shop/products/1");
     tokio::spawn(warp::serve(shop_routes(shop.clone())).incoming(shop_server).run());
     let stop = Arc::new(AtomicBool::new(false));
-    let trading = Trading { shop: shop.clone(), read: Box::new(service.read_position()), stop: stop.clone(), per_second: options.changes_per_second };
+    let trading = Trading {
+        shop: shop.clone(),
+        read: Box::new(service.read_position()),
+        stop: stop.clone(),
+        per_second: options.changes_per_second,
+    };
     let (live, wrote) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let (trading_live, trading_wrote) = (live.clone(), wrote.clone());
-    let trader = std::thread::Builder::new().name("shop".into()).spawn(move || trading.run(&trading_live, &trading_wrote))?;
+    let trader =
+        std::thread::Builder::new().name("shop".into()).spawn(move || trading.run(&trading_live, &trading_wrote))?;
 
     let ended = stop_signal();
     tokio::pin!(ended);
@@ -164,17 +172,30 @@ async fn demo(options: &Options, data: &Path) -> Outcome {
                 searchable = true;
                 live.store(true, Ordering::SeqCst);
                 println!("searchable: {rows} products after {:.0} s. Try", started.elapsed().as_secs_f64());
-                println!("  curl -s http://{address}/v1/search -d '{{\"query\": \"shelter for a rainy night outdoors\", \"k\": 3}}'");
-                println!("  curl -s -X PUT http://{shop_address}/shop/products/1 -d '{{\"description\": \"A singing teapot for astronauts.\"}}'");
-                println!("  curl -s http://{address}/v1/search -d '{{\"query\": \"teapot for astronauts\", \"k\": 1}}'");
+                println!(
+                    "  curl -s http://{address}/v1/search -d '{{\"query\": \"shelter for a rainy night outdoors\", \"k\": 3}}'"
+                );
+                println!(
+                    "  curl -s -X PUT http://{shop_address}/shop/products/1 -d '{{\"description\": \"A singing teapot for astronauts.\"}}'"
+                );
+                println!(
+                    "  curl -s http://{address}/v1/search -d '{{\"query\": \"teapot for astronauts\", \"k\": 1}}'"
+                );
             } else if bar.is_hidden() {
-                println!("embedding {} of {} texts, {} tokens", texts.load(Ordering::Relaxed), options.products, tokens.load(Ordering::Relaxed));
+                println!(
+                    "embedding {} of {} texts, {} tokens",
+                    texts.load(Ordering::Relaxed),
+                    options.products,
+                    tokens.load(Ordering::Relaxed)
+                );
             }
             continue;
         }
         let sent = wrote.load(Ordering::Relaxed);
         let (state, _) = status.state_and_why();
-        let freshness = status.freshness_ms().map_or("no changes yet".to_string(), |(p50, p99)| format!("p50 {p50:.0} ms, p99 {p99:.0} ms"));
+        let freshness = status
+            .freshness_ms()
+            .map_or("no changes yet".to_string(), |(p50, p99)| format!("p50 {p50:.0} ms, p99 {p99:.0} ms"));
         println!(
             "{:>4} s  {}  {} changes/s  lag {}  freshness {freshness}  embeds: {} asked, {} cached, {} computed  {} rows",
             started.elapsed().as_secs(),
@@ -262,14 +283,17 @@ struct Edit {
 
 /// `GET`, `PUT` and `DELETE /shop/products/{id}`: what a shop's own back office would do to its table.
 fn shop_routes(shop: Arc<Mutex<Shop>>) -> impl Filter<Extract = (impl warp::Reply,), Error = warp::Rejection> + Clone {
-    warp::method().and(warp::path!("shop" / "products" / i64)).and(warp::body::bytes()).then(move |method: warp::http::Method, id, body: bytes::Bytes| {
-        let shop = shop.clone();
-        async move {
-            let answered = tokio::task::spawn_blocking(move || edit(&shop, &method, id, &body)).await;
-            let (status, value) = answered.unwrap_or_else(|e| (StatusCode::INTERNAL_SERVER_ERROR, json!({"error": e.to_string()})));
-            warp::reply::with_status(warp::reply::json(&value), status)
-        }
-    })
+    warp::method().and(warp::path!("shop" / "products" / i64)).and(warp::body::bytes()).then(
+        move |method: warp::http::Method, id, body: bytes::Bytes| {
+            let shop = shop.clone();
+            async move {
+                let answered = tokio::task::spawn_blocking(move || edit(&shop, &method, id, &body)).await;
+                let (status, value) =
+                    answered.unwrap_or_else(|e| (StatusCode::INTERNAL_SERVER_ERROR, json!({"error": e.to_string()})));
+                warp::reply::with_status(warp::reply::json(&value), status)
+            }
+        },
+    )
 }
 
 fn edit(shop: &Mutex<Shop>, method: &warp::http::Method, id: i64, body: &[u8]) -> (StatusCode, serde_json::Value) {
@@ -284,11 +308,13 @@ fn edit(shop: &Mutex<Shop>, method: &warp::http::Method, id: i64, body: &[u8]) -
             Err(e) => failed(e),
         },
         "PUT" => match serde_json::from_slice::<Edit>(body) {
-            Ok(edit) => match shop.edit(id, edit.name, edit.description, edit.list_price.map(|p| (p * 100.0).round() as i64)) {
-                Ok(Some(product)) => (StatusCode::OK, json!(product)),
-                Ok(None) => none(),
-                Err(e) => failed(e),
-            },
+            Ok(edit) => {
+                match shop.edit(id, edit.name, edit.description, edit.list_price.map(|p| (p * 100.0).round() as i64)) {
+                    Ok(Some(product)) => (StatusCode::OK, json!(product)),
+                    Ok(None) => none(),
+                    Err(e) => failed(e),
+                }
+            }
             Err(e) => (StatusCode::BAD_REQUEST, json!({"error": e.to_string()})),
         },
         other => (StatusCode::METHOD_NOT_ALLOWED, json!({"error": format!("{other} is none of GET, PUT, DELETE")})),

@@ -8,7 +8,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use apache_avro::types::Value;
-use apache_avro::{Decimal, Schema, to_avro_datum};
+use apache_avro::writer::datum::GenericDatumWriter;
+use apache_avro::{Decimal, Schema};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
@@ -54,11 +55,20 @@ pub struct Shop {
 }
 
 impl Shop {
-    pub fn new(seed: u64, products: usize, producer: Producer, registry: &Registry, contract: &str) -> Result<Shop, Error> {
+    pub fn new(
+        seed: u64,
+        products: usize,
+        producer: Producer,
+        registry: &Registry,
+        contract: &str,
+    ) -> Result<Shop, Error> {
         let key = json!({"type": "record", "name": "Key", "namespace": TOPIC, "fields": [{"name": "id", "type": "long"}], "connect.name": format!("{TOPIC}.Key")});
         let writer = |subject: &str, schema: serde_json::Value| -> Result<Writer, Error> {
             let text = schema.to_string();
-            Ok(Writer { id: registry.register(&format!("{TOPIC}-{subject}"), &text), schema: Schema::parse_str(&text)? })
+            Ok(Writer {
+                id: registry.register(&format!("{TOPIC}-{subject}"), &text),
+                schema: Schema::parse_str(&text)?,
+            })
         };
         let contract: serde_json::Value = serde_json::from_str(contract).unwrap_or_default();
         let values = [writer("value", envelope(&contract, false))?, writer("value", envelope(&contract, true))?];
@@ -66,7 +76,17 @@ impl Shop {
         let created = now_us();
         let table = (1..=products as i64).map(|id| (id, catalog::product(&mut rng, id, created))).collect();
         let ahead = (0..PARTITIONS).map(|_| (0, VecDeque::new())).collect();
-        Ok(Shop { rng, products: table, next_id: products as i64 + 1, lsn: 1000, producer, key: writer("key", key)?, values, evolved: false, ahead })
+        Ok(Shop {
+            rng,
+            products: table,
+            next_id: products as i64 + 1,
+            lsn: 1000,
+            producer,
+            key: writer("key", key)?,
+            values,
+            evolved: false,
+            ahead,
+        })
     }
 
     pub fn len(&self) -> usize {
@@ -148,7 +168,13 @@ impl Shop {
     }
 
     /// Changes what is given of a product; `None` if there is no such product.
-    pub fn edit(&mut self, id: i64, name: Option<String>, description: Option<String>, price_cents: Option<i64>) -> Result<Option<Product>, Error> {
+    pub fn edit(
+        &mut self,
+        id: i64,
+        name: Option<String>,
+        description: Option<String>,
+        price_cents: Option<i64>,
+    ) -> Result<Option<Product>, Error> {
         self.change(id, |p, _| {
             p.name = name.unwrap_or_else(|| p.name.clone());
             p.description = description.unwrap_or_else(|| p.description.clone());
@@ -171,7 +197,13 @@ impl Shop {
         Ok(self.producer.flush()?)
     }
 
-    fn write(&mut self, op: &str, before: Option<&Product>, after: Option<&Product>, snapshot: &str) -> Result<(), Error> {
+    fn write(
+        &mut self,
+        op: &str,
+        before: Option<&Product>,
+        after: Option<&Product>,
+        snapshot: &str,
+    ) -> Result<(), Error> {
         let Some(id) = before.or(after).map(|p| p.id) else { return Ok(()) };
         self.lsn += 56;
         let (ms, evolved) = (now_us() / 1000, self.evolved);
@@ -217,7 +249,7 @@ impl Shop {
 fn message(writer: &Writer, value: Value) -> Result<Vec<u8>, Error> {
     let mut bytes = vec![0];
     bytes.extend(writer.id.to_be_bytes());
-    bytes.extend(to_avro_datum(&writer.schema, value)?);
+    bytes.extend(GenericDatumWriter::builder(&writer.schema).build()?.write_value_to_vec(value)?);
     Ok(bytes)
 }
 

@@ -60,7 +60,9 @@ impl Bert {
         let types = e.get((config.type_vocab_size, hidden), "token_type_embeddings.weight")?;
         let positions = positions.broadcast_add(&types.narrow(0, 0, 1)?)?;
         let norm = norm(config, &e.pp("LayerNorm"))?;
-        let layers = (0..config.num_hidden_layers).map(|n| Layer::new(config, &vb.pp(format!("encoder.layer.{n}")))).collect::<Result<_>>()?;
+        let layers = (0..config.num_hidden_layers)
+            .map(|n| Layer::new(config, &vb.pp(format!("encoder.layer.{n}"))))
+            .collect::<Result<_>>()?;
         Ok(Bert { words, positions, norm, layers, dimension: hidden })
     }
 
@@ -90,7 +92,12 @@ impl Layer {
     fn new(config: &BertConfig, vb: &VarBuilder<'_>) -> Result<Layer> {
         let hidden = config.hidden_size;
         let own = vb.pp("attention.self");
-        let part = |name: &str| Ok::<_, candle_core::Error>((own.get((hidden, hidden), &format!("{name}.weight"))?, own.get(hidden, &format!("{name}.bias"))?));
+        let part = |name: &str| {
+            Ok::<_, candle_core::Error>((
+                own.get((hidden, hidden), &format!("{name}.weight"))?,
+                own.get(hidden, &format!("{name}.bias"))?,
+            ))
+        };
         let (q, k, v) = (part("query")?, part("key")?, part("value")?);
         let qkv = Linear::new(Tensor::cat(&[q.0, k.0, v.0], 0)?, Some(Tensor::cat(&[q.1, k.1, v.1], 0)?));
         let activation = match config.hidden_act.as_str() {

@@ -18,6 +18,7 @@ pub struct Gpu {
 }
 
 /// The GPUs of this machine; the error says why none can be asked for.
+#[allow(unsafe_code)]
 pub fn gpus() -> Result<Vec<Gpu>, String> {
     // SAFETY: only looks whether the driver's library can be opened.
     if !unsafe { cudarc::driver::sys::is_culib_present() } {

@@ -39,7 +39,11 @@ pub(super) struct Files {
 impl Files {
     fn in_folder(folder: &Path) -> Option<Files> {
         let file = |name| Some(folder.join(name)).filter(|p: &PathBuf| p.is_file());
-        Some(Files { config: file("config.json")?, tokenizer: file("tokenizer.json")?, weights: file("model.safetensors")? })
+        Some(Files {
+            config: file("config.json")?,
+            tokenizer: file("tokenizer.json")?,
+            weights: file("model.safetensors")?,
+        })
     }
 }
 
@@ -56,7 +60,11 @@ pub(super) fn find(config: &config::Embed) -> Result<Files, Error> {
     }
     let hub = hf_hub::api::sync::Api::new().map(|api| api.model(config.model.clone()));
     let fetched = hub.and_then(|repo| {
-        Ok(Files { config: repo.get("config.json")?, tokenizer: repo.get("tokenizer.json")?, weights: repo.get("model.safetensors")? })
+        Ok(Files {
+            config: repo.get("config.json")?,
+            tokenizer: repo.get("tokenizer.json")?,
+            weights: repo.get("model.safetensors")?,
+        })
     });
     fetched.map_err(|e| {
         tried.push(format!("the Hugging Face hub ({e})"));
@@ -64,10 +72,15 @@ pub(super) fn find(config: &config::Embed) -> Result<Files, Error> {
     })
 }
 
-pub(super) fn open(files: &Files, config: &config::Embed, device: &Device) -> Result<(Bert, Tokenizer, ModelId), Error> {
+pub(super) fn open(
+    files: &Files,
+    config: &config::Embed,
+    device: &Device,
+) -> Result<(Bert, Tokenizer, ModelId), Error> {
     let read = |path: &Path| std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source });
     let format = |path: &Path, reason: String| Error::Format { path: path.into(), reason };
-    let (config_bytes, tokenizer_bytes, weights) = (read(&files.config)?, read(&files.tokenizer)?, read(&files.weights)?);
+    let (config_bytes, tokenizer_bytes, weights) =
+        (read(&files.config)?, read(&files.tokenizer)?, read(&files.weights)?);
     let found = hex(&Sha256::digest(&weights));
     if let Some(wanted) = config.sha256.as_ref().filter(|w| **w != found) {
         return Err(Error::Checksum { path: files.weights.clone(), found, wanted: wanted.clone() });
@@ -75,10 +88,16 @@ pub(super) fn open(files: &Files, config: &config::Embed, device: &Device) -> Re
     let bert: BertConfig = serde_json::from_slice(&config_bytes).map_err(|e| format(&files.config, e.to_string()))?;
     let absolute = bert.position_embedding_type.as_deref().is_none_or(|t| t == "absolute");
     if bert.model_type != "bert" || !absolute {
-        return Err(format(&files.config, format!("a {} model is not of the BERT family with absolute positions", bert.model_type)));
+        return Err(format(
+            &files.config,
+            format!("a {} model is not of the BERT family with absolute positions", bert.model_type),
+        ));
     }
     if config.text_max_tokens > bert.max_position_embeddings {
-        let reason = format!("it has {} positions, fewer than embed.text_max_tokens ({})", bert.max_position_embeddings, config.text_max_tokens);
+        let reason = format!(
+            "it has {} positions, fewer than embed.text_max_tokens ({})",
+            bert.max_position_embeddings, config.text_max_tokens
+        );
         return Err(format(&files.config, reason));
     }
     let mut tokenizer = Tokenizer::from_bytes(&tokenizer_bytes).map_err(|e| format(&files.tokenizer, e.to_string()))?;
@@ -87,7 +106,11 @@ pub(super) fn open(files: &Files, config: &config::Embed, device: &Device) -> Re
     let truncation = TruncationParams { max_length: config.text_max_tokens, ..TruncationParams::default() };
     tokenizer.with_truncation(Some(truncation)).map_err(|e| format(&files.tokenizer, e.to_string()))?;
     let mut id = Sha256::new();
-    for part in [&found.as_bytes().to_vec(), &Sha256::digest(&tokenizer_bytes).to_vec(), &Sha256::digest(&config_bytes).to_vec()] {
+    for part in [
+        &found.as_bytes().to_vec(),
+        &Sha256::digest(&tokenizer_bytes).to_vec(),
+        &Sha256::digest(&config_bytes).to_vec(),
+    ] {
         id.update(part);
     }
     id.update(config.text_max_tokens.to_le_bytes());

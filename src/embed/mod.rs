@@ -62,7 +62,8 @@ impl Embedder {
 
     /// Embeds texts; the vectors come in their order. `progress` hears of each batch.
     pub fn embed(&self, texts: &[&str], progress: &mut dyn FnMut(BatchStats)) -> Result<Vec<Vec<f32>>, Error> {
-        let encodings = self.tokenizer.encode_batch(texts.to_vec(), true).map_err(|e| Error::Tokenize(e.to_string()))?;
+        let encodings =
+            self.tokenizer.encode_batch(texts.to_vec(), true).map_err(|e| Error::Tokenize(e.to_string()))?;
         let ids: Vec<&[u32]> = encodings.iter().map(|e| e.get_ids()).collect();
         let mut order: Vec<usize> = (0..ids.len()).collect();
         // Neighbours in length share a batch, so that little of it is padding.
@@ -79,7 +80,13 @@ impl Embedder {
     }
 
     /// A batch that does not fit into the device's memory is halved.
-    fn batch(&self, batch: &[usize], ids: &[&[u32]], to: &mut [Vec<f32>], progress: &mut dyn FnMut(BatchStats)) -> Result<(), Error> {
+    fn batch(
+        &self,
+        batch: &[usize],
+        ids: &[&[u32]],
+        to: &mut [Vec<f32>],
+        progress: &mut dyn FnMut(BatchStats),
+    ) -> Result<(), Error> {
         let started = Instant::now();
         match self.forward(batch, ids) {
             Ok(vectors) => {

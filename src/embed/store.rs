@@ -59,7 +59,8 @@ impl EmbeddingStore {
         let path = folder.join(format!("{short}.embeddings"));
         let failed = |source| StoreError::Io { path: path.clone(), source };
         std::fs::create_dir_all(folder).map_err(failed)?;
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(StoreError::InUse { path }),
@@ -120,7 +121,9 @@ impl EmbeddingStore {
     pub fn get(&self, hash: &TextHash) -> Result<Option<Vec<f32>>, StoreError> {
         let Some(place) = self.places.get(hash) else { return Ok(None) };
         let mut bytes = vec![0; 4 * self.dimension];
-        self.file.read_exact_at(&mut bytes, place + HASH as u64).map_err(|source| StoreError::Io { path: self.path.clone(), source })?;
+        self.file
+            .read_exact_at(&mut bytes, place + HASH as u64)
+            .map_err(|source| StoreError::Io { path: self.path.clone(), source })?;
         Ok(Some(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()))
     }
 

@@ -38,7 +38,8 @@ fn a_vector_does_not_depend_on_its_batch() {
 #[test]
 fn near_in_meaning_is_near_in_angle() {
     let embedder = Embedder::load(&config()).unwrap();
-    let v = embedder.embed(&["a shelter for camping", "two-person tent", "stainless steel saucepan"], &mut |_| ()).unwrap();
+    let v =
+        embedder.embed(&["a shelter for camping", "two-person tent", "stainless steel saucepan"], &mut |_| ()).unwrap();
     assert!(cosine(&v[0], &v[1]) > cosine(&v[0], &v[2]) + 0.2);
 }
 

@@ -6,7 +6,10 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, FixedSizeBinaryArray, FixedSizeListArray, Float32Array, Int32Array, Int64Array, RecordBatch, StringArray};
+use arrow::array::{
+    Array, ArrayRef, FixedSizeBinaryArray, FixedSizeListArray, Float32Array, Int32Array, Int64Array, RecordBatch,
+    StringArray,
+};
 use arrow::datatypes::{DataType, Field};
 use arrow_row::{RowConverter, SortField};
 use sha2::{Digest, Sha256};
@@ -84,7 +87,11 @@ impl Indexer {
     }
 
     /// Brings changes into the table, in one commit.
-    pub async fn apply(&mut self, changes: &[ViewChange], progress: &mut (dyn FnMut(BatchStats) + Send)) -> Result<Applied, Error> {
+    pub async fn apply(
+        &mut self,
+        changes: &[ViewChange],
+        progress: &mut (dyn FnMut(BatchStats) + Send),
+    ) -> Result<Applied, Error> {
         let mut applied = Applied::default();
         let mut deletes: Vec<&[u8]> = Vec::new();
         let mut upserts: Vec<(&[u8], &Row, [u8; 16])> = Vec::new();
@@ -105,7 +112,10 @@ impl Indexer {
             return Ok(applied);
         }
         let parser = self.rows.parser();
-        let columns = self.rows.convert_rows(upserts.iter().map(|(_, row, _)| parser.parse(row))).map_err(|e| self.table.storage(e))?;
+        let columns = self
+            .rows
+            .convert_rows(upserts.iter().map(|(_, row, _)| parser.parse(row)))
+            .map_err(|e| self.table.storage(e))?;
         let hashes = self.vectors_for(&upserts, &columns, &mut applied, progress)?;
         let batch = (!upserts.is_empty()).then(|| self.batch(columns, &upserts, &hashes)).transpose()?;
         let literals = self.literals(&deletes)?;
@@ -132,7 +142,10 @@ impl Indexer {
         if upserts.is_empty() {
             return Ok(Vec::new());
         }
-        let texts = columns[self.table.text_column].as_any().downcast_ref::<StringArray>().ok_or_else(|| self.table.storage("the text column is of another type"))?;
+        let texts = columns[self.table.text_column]
+            .as_any()
+            .downcast_ref::<StringArray>()
+            .ok_or_else(|| self.table.storage("the text column is of another type"))?;
         let mut hashes = Vec::with_capacity(upserts.len());
         let (mut new, mut seen) = (Vec::new(), HashSet::new());
         for (n, (key, _, _)) in upserts.iter().enumerate() {
@@ -152,21 +165,29 @@ impl Indexer {
         if !new.is_empty() {
             let texts: Vec<&str> = new.iter().map(|(_, text)| *text).collect();
             let vectors = self.embedder.embed(&texts, progress)?;
-            let records: Vec<(TextHash, &[f32])> = new.iter().map(|(hash, _)| *hash).zip(vectors.iter().map(Vec::as_slice)).collect();
+            let records: Vec<(TextHash, &[f32])> =
+                new.iter().map(|(hash, _)| *hash).zip(vectors.iter().map(Vec::as_slice)).collect();
             self.store.put(&records)?;
             applied.computed += new.len() as u64;
         }
         Ok(hashes)
     }
 
-    fn batch(&self, mut columns: Vec<ArrayRef>, upserts: &[(&[u8], &Row, [u8; 16])], texts: &[TextHash]) -> Result<RecordBatch, Error> {
+    fn batch(
+        &self,
+        mut columns: Vec<ArrayRef>,
+        upserts: &[(&[u8], &Row, [u8; 16])],
+        texts: &[TextHash],
+    ) -> Result<RecordBatch, Error> {
         let mut numbers = Vec::with_capacity(upserts.len() * self.dimension);
         for hash in texts {
-            let vector = self.store.get(hash)?.ok_or_else(|| self.table.storage("the embedding store lost a vector"))?;
+            let vector =
+                self.store.get(hash)?.ok_or_else(|| self.table.storage("the embedding store lost a vector"))?;
             numbers.extend(vector);
         }
         let item = Arc::new(Field::new("item", DataType::Float32, true));
-        let vectors = FixedSizeListArray::try_new(item, self.dimension as i32, Arc::new(Float32Array::from(numbers)), None);
+        let vectors =
+            FixedSizeListArray::try_new(item, self.dimension as i32, Arc::new(Float32Array::from(numbers)), None);
         let row_hashes = FixedSizeBinaryArray::try_from_iter(upserts.iter().map(|(_, _, hash)| hash));
         let text_hashes = FixedSizeBinaryArray::try_from_iter(texts.iter().map(|hash| hash.0));
         columns.push(Arc::new(vectors.map_err(|e| self.table.storage(e))?));
@@ -180,7 +201,8 @@ impl Indexer {
             return Ok(Vec::new());
         }
         let parser = self.keys.parser();
-        let columns = self.keys.convert_rows(keys.iter().map(|k| parser.parse(k))).map_err(|e| self.table.storage(e))?;
+        let columns =
+            self.keys.convert_rows(keys.iter().map(|k| parser.parse(k))).map_err(|e| self.table.storage(e))?;
         Ok((0..keys.len()).map(|n| literal(&columns[0], n)).collect())
     }
 }

@@ -55,7 +55,9 @@ impl IndexSearcher {
 
     fn check_filter(&self, filter: &str) -> Result<(), SearchError> {
         let (context, schema) = &self.filters;
-        let bad = |e: datafusion::error::DataFusionError| SearchError::BadFilter(e.strip_backtrace().lines().next().unwrap_or_default().to_string());
+        let bad = |e: datafusion::error::DataFusionError| {
+            SearchError::BadFilter(e.strip_backtrace().lines().next().unwrap_or_default().to_string())
+        };
         let expr = context.parse_sql_expr(filter, schema).map_err(bad)?;
         match expr.get_type(schema).map_err(bad)? {
             DataType::Boolean => Ok(()),
@@ -67,24 +69,36 @@ impl IndexSearcher {
         let field = self.schema.field_with_name(&self.key).map_err(|e| SearchError::Internal(e.to_string()))?;
         let literal = match field.data_type() {
             DataType::Utf8 => quoted(key),
-            _ => key.parse::<i64>().map_err(|_| SearchError::BadKey(format!("{key:?} is not a whole number, which the key is")))?.to_string(),
+            _ => key
+                .parse::<i64>()
+                .map_err(|_| SearchError::BadKey(format!("{key:?} is not a whole number, which the key is")))?
+                .to_string(),
         };
         Ok(format!("`{}` = {literal}", self.key))
     }
 
-    async fn nearest(&self, snapshot: &Snapshot, vector: &[f32], k: usize, filter: Option<String>, columns: Option<Vec<String>>) -> Result<Vec<Hit>, SearchError> {
+    async fn nearest(
+        &self,
+        snapshot: &Snapshot,
+        vector: &[f32],
+        k: usize,
+        filter: Option<String>,
+        columns: Option<Vec<String>>,
+    ) -> Result<Vec<Hit>, SearchError> {
         let mut wanted = columns.clone().unwrap_or_else(|| self.shape.columns.clone());
         if !wanted.contains(&self.key) {
             wanted.push(self.key.clone());
         }
         wanted.push(DISTANCE.into());
         let query = snapshot.table.query().nearest_to(vector).map_err(internal)?;
-        let mut query = query.column(VECTOR).distance_type(DistanceType::Cosine).limit(k).select(Select::columns(&wanted));
+        let mut query =
+            query.column(VECTOR).distance_type(DistanceType::Cosine).limit(k).select(Select::columns(&wanted));
         query = query.nprobes(PROBES).map_err(internal)?;
         if let Some(filter) = filter {
             query = query.only_if(filter);
         }
-        let batches: Vec<RecordBatch> = query.execute().await.map_err(internal)?.try_collect().await.map_err(internal)?;
+        let batches: Vec<RecordBatch> =
+            query.execute().await.map_err(internal)?.try_collect().await.map_err(internal)?;
         let mut hits = Vec::new();
         for batch in &batches {
             let distances = batch.column_by_name(DISTANCE).and_then(|c| c.as_any().downcast_ref::<Float32Array>());
@@ -123,7 +137,8 @@ impl Searcher for IndexSearcher {
             let snapshot = self.now();
             let columns = Select::columns(&self.shape.columns);
             let query = snapshot.table.query().only_if(self.condition(key)?).limit(1).select(columns);
-            let batches: Vec<RecordBatch> = query.execute().await.map_err(internal)?.try_collect().await.map_err(internal)?;
+            let batches: Vec<RecordBatch> =
+                query.execute().await.map_err(internal)?.try_collect().await.map_err(internal)?;
             for batch in &batches {
                 if let Some(row) = rows(batch)?.into_iter().next() {
                     let key = row.get(&self.key).cloned().unwrap_or(Value::Null);
@@ -139,11 +154,19 @@ impl Searcher for IndexSearcher {
             let snapshot = self.now();
             let condition = self.condition(key)?;
             let query = snapshot.table.query().only_if(condition.clone()).limit(1).select(Select::columns(&[VECTOR]));
-            let batches: Vec<RecordBatch> = query.execute().await.map_err(internal)?.try_collect().await.map_err(internal)?;
-            let Some(batch) = batches.iter().find(|b| b.num_rows() > 0) else { return Err(SearchError::NoSuchKey(key.into())) };
+            let batches: Vec<RecordBatch> =
+                query.execute().await.map_err(internal)?.try_collect().await.map_err(internal)?;
+            let Some(batch) = batches.iter().find(|b| b.num_rows() > 0) else {
+                return Err(SearchError::NoSuchKey(key.into()));
+            };
             let vectors = batch.column(0).as_any().downcast_ref::<arrow::array::FixedSizeListArray>();
-            let vector = vectors.map(|v| v.value(0)).ok_or_else(|| SearchError::Internal("the vector is of another type".into()))?;
-            let numbers = vector.as_any().downcast_ref::<Float32Array>().ok_or_else(|| SearchError::Internal("the vector is of another type".into()))?;
+            let vector = vectors
+                .map(|v| v.value(0))
+                .ok_or_else(|| SearchError::Internal("the vector is of another type".into()))?;
+            let numbers = vector
+                .as_any()
+                .downcast_ref::<Float32Array>()
+                .ok_or_else(|| SearchError::Internal("the vector is of another type".into()))?;
             let hits = self.nearest(&snapshot, numbers.values(), k, Some(format!("NOT ({condition})")), None).await?;
             Ok(Hits { hits, epoch: snapshot.epoch, position: snapshot.position.clone() })
         })

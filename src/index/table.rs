@@ -64,14 +64,26 @@ pub struct IndexTable {
 
 impl IndexTable {
     /// Opens the table `name`; one of another model or of other columns is begun anew: all of it can be derived.
-    pub async fn open(config: &config::Index, name: &str, view_schema: SchemaRef, model_id: &str, dimension: usize) -> Result<IndexTable, Error> {
+    pub async fn open(
+        config: &config::Index,
+        name: &str,
+        view_schema: SchemaRef,
+        model_id: &str,
+        dimension: usize,
+    ) -> Result<IndexTable, Error> {
         let storage = |reason: String| Error::Storage { uri: config.uri.clone(), reason };
         if config.uri.contains("://") {
             return Err(storage("an index on an object store is not there yet; index.uri has to be a folder".into()));
         }
-        let column = |name: &str| view_schema.index_of(name).map_err(|_| storage(format!("the view has no column {name}")));
+        let column =
+            |name: &str| view_schema.index_of(name).map_err(|_| storage(format!("the view has no column {name}")));
         let (key_column, text_column) = (column(&config.key)?, column(&config.text)?);
-        check_type(&view_schema, key_column, &[DataType::Int32, DataType::Int64, DataType::Utf8], "a key is a whole number or text")?;
+        check_type(
+            &view_schema,
+            key_column,
+            &[DataType::Int32, DataType::Int64, DataType::Utf8],
+            "a key is a whole number or text",
+        )?;
         check_type(&view_schema, text_column, &[DataType::Utf8], "what is embedded is text")?;
         let folder = Path::new(&config.uri);
         std::fs::create_dir_all(folder).map_err(|e| storage(e.to_string()))?;
@@ -83,13 +95,21 @@ impl IndexTable {
         let table = if names.iter().any(|n| n == name) {
             let table = connection.open_table(name).execute().await.map_err(|e| storage(e.to_string()))?;
             let found = table.schema().await.map_err(|e| storage(e.to_string()))?;
-            let same_columns = found.fields().iter().map(|f| (f.name(), f.data_type())).eq(schema.fields().iter().map(|f| (f.name(), f.data_type())));
+            let same_columns = found
+                .fields()
+                .iter()
+                .map(|f| (f.name(), f.data_type()))
+                .eq(schema.fields().iter().map(|f| (f.name(), f.data_type())));
             match &announced {
                 Some(a) if a.model_id == model_id && same_columns => table,
                 _ => {
-                    tracing::warn!(table = name, "the index was made for another model or other columns; it is built anew");
+                    tracing::warn!(
+                        table = name,
+                        "the index was made for another model or other columns; it is built anew"
+                    );
                     connection.drop_table(name, &[]).await.map_err(|e| storage(e.to_string()))?;
-                    announced = announced.map(|a| Announced { position: Position::default(), model_id: model_id.into(), ..a });
+                    announced =
+                        announced.map(|a| Announced { position: Position::default(), model_id: model_id.into(), ..a });
                     create(&connection, name, &schema).await.map_err(|e| storage(e.to_string()))?
                 }
             }
@@ -135,13 +155,17 @@ impl IndexTable {
     pub async fn fingerprints(&self) -> Result<HashMap<Box<[u8]>, Fingerprint>, Error> {
         let key = self.view_schema.field(self.key_column);
         let columns = [key.name().as_str(), ROW_HASH, TEXT_HASH];
-        let mut stream = self.table.query().select(Select::columns(&columns)).execute().await.map_err(|e| self.storage(e))?;
-        let converter = RowConverter::new(vec![SortField::new(key.data_type().clone())]).map_err(|e| self.storage(e))?;
+        let mut stream =
+            self.table.query().select(Select::columns(&columns)).execute().await.map_err(|e| self.storage(e))?;
+        let converter =
+            RowConverter::new(vec![SortField::new(key.data_type().clone())]).map_err(|e| self.storage(e))?;
         let mut all = HashMap::new();
         while let Some(batch) = stream.try_next().await.map_err(|e| self.storage(e))? {
             let keys = converter.convert_columns(&batch.columns()[..1]).map_err(|e| self.storage(e))?;
             let hashes = |n: usize| batch.column(n).as_any().downcast_ref::<FixedSizeBinaryArray>();
-            let (Some(rows), Some(texts)) = (hashes(1), hashes(2)) else { return Err(self.storage("the hashes are of another type")) };
+            let (Some(rows), Some(texts)) = (hashes(1), hashes(2)) else {
+                return Err(self.storage("the hashes are of another type"));
+            };
             for n in 0..batch.num_rows() {
                 let hash = |a: &FixedSizeBinaryArray| a.value(n).try_into().expect("16 bytes, as the schema says");
                 all.insert(keys.row(n).data().into(), Fingerprint { row: hash(rows), text: hash(texts) });
@@ -214,8 +238,14 @@ impl IndexTable {
         if stats.fragment_stats.num_small_fragments >= self.config.compact_min_fragments {
             let compact = OptimizeAction::Compact { options: CompactionOptions::default(), remap_options: None };
             self.table.optimize(compact).await.map_err(|e| self.storage(e))?;
-            let older_than = lancedb::table::Duration::seconds(i64::try_from(self.config.versions_max_age_s).unwrap_or(i64::MAX / 1000));
-            let prune = OptimizeAction::Prune { older_than: Some(older_than), delete_unverified: None, error_if_tagged_old_versions: None };
+            let older_than = lancedb::table::Duration::seconds(
+                i64::try_from(self.config.versions_max_age_s).unwrap_or(i64::MAX / 1000),
+            );
+            let prune = OptimizeAction::Prune {
+                older_than: Some(older_than),
+                delete_unverified: None,
+                error_if_tagged_old_versions: None,
+            };
             self.table.optimize(prune).await.map_err(|e| self.storage(e))?;
             did = true;
         }
@@ -225,13 +255,18 @@ impl IndexTable {
                 None => {
                     // Flat within its partitions: exact distances, and no training beyond the centroids.
                     let builder = IvfFlatIndexBuilder::default().distance_type(DistanceType::Cosine);
-                    self.table.create_index(&[VECTOR], lancedb::index::Index::IvfFlat(builder)).execute().await.map_err(|e| self.storage(e))?;
+                    self.table
+                        .create_index(&[VECTOR], lancedb::index::Index::IvfFlat(builder))
+                        .execute()
+                        .await
+                        .map_err(|e| self.storage(e))?;
                     did = true;
                 }
                 Some(index) => {
                     let stats = self.table.index_stats(&index.name).await.map_err(|e| self.storage(e))?;
                     if let Some(stats) = stats
-                        && stats.num_unindexed_rows as f64 > self.config.ann_max_unindexed * (stats.num_indexed_rows + stats.num_unindexed_rows) as f64
+                        && stats.num_unindexed_rows as f64
+                            > self.config.ann_max_unindexed * (stats.num_indexed_rows + stats.num_unindexed_rows) as f64
                     {
                         let action = OptimizeAction::Index(Default::default());
                         self.table.optimize(action).await.map_err(|e| self.storage(e))?;
@@ -254,7 +289,8 @@ fn check_type(schema: &SchemaRef, column: usize, types: &[DataType], wanted: &'s
 
 fn table_schema(view: &SchemaRef, dimension: usize) -> SchemaRef {
     let item = Arc::new(Field::new("item", DataType::Float32, true));
-    let mut fields: Vec<Field> = view.fields().iter().map(|f| Field::new(f.name(), f.data_type().clone(), true)).collect();
+    let mut fields: Vec<Field> =
+        view.fields().iter().map(|f| Field::new(f.name(), f.data_type().clone(), true)).collect();
     fields.push(Field::new(VECTOR, DataType::FixedSizeList(item, dimension as i32), true));
     fields.push(Field::new(ROW_HASH, DataType::FixedSizeBinary(16), false));
     fields.push(Field::new(TEXT_HASH, DataType::FixedSizeBinary(16), false));

@@ -22,11 +22,13 @@ fn schema() -> SchemaRef {
 }
 
 fn change(id: i64, row: Option<(&str, i64)>) -> ViewChange {
-    let converter = |types: &[DataType]| RowConverter::new(types.iter().map(|t| SortField::new(t.clone())).collect()).unwrap();
+    let converter =
+        |types: &[DataType]| RowConverter::new(types.iter().map(|t| SortField::new(t.clone())).collect()).unwrap();
     let key: ArrayRef = Arc::new(Int64Array::from(vec![id]));
     let bytes = converter(&[DataType::Int64]).convert_columns(std::slice::from_ref(&key)).unwrap().row(0).data().into();
     let row = row.map(|(text, price)| {
-        let columns: Vec<ArrayRef> = vec![key, Arc::new(StringArray::from(vec![text])), Arc::new(Int64Array::from(vec![price]))];
+        let columns: Vec<ArrayRef> =
+            vec![key, Arc::new(StringArray::from(vec![text])), Arc::new(Int64Array::from(vec![price]))];
         let types = [DataType::Int64, DataType::Utf8, DataType::Int64];
         converter(&types).convert_columns(&columns).unwrap().row(0).data().into()
     });
@@ -56,10 +58,15 @@ async fn rows_are_found_changed_and_removed_and_outlive_a_restart() {
     let embedder = Arc::new(Embedder::load(&crate::embed::tests::config()).unwrap());
     let position: Position = [(Partition::new("t", 0), Offset(5))].into_iter().collect();
     let vector: Arc<[f32]> = embedder.embed(&["a shelter for camping"], &mut |_| ()).unwrap().remove(0).into();
-    let search = |filter: Option<&str>| Search { vector: vector.clone(), k: 10, filter: filter.map(Into::into), columns: None };
+    let search =
+        |filter: Option<&str>| Search { vector: vector.clone(), k: 10, filter: filter.map(Into::into), columns: None };
     {
         let (mut indexer, searcher) = open(folder.path(), &embedder).await;
-        let changes = [change(1, Some(("two-person tent", 10))), change(2, Some(("steel saucepan", 20))), change(3, Some(("two-person tent", 30)))];
+        let changes = [
+            change(1, Some(("two-person tent", 10))),
+            change(2, Some(("steel saucepan", 20))),
+            change(3, Some(("two-person tent", 30))),
+        ];
         indexer.announce(Epoch(1), &position).unwrap();
         let applied = indexer.apply(&changes, &mut |_| ()).await.unwrap();
         assert_eq!((applied.asked, applied.cached, applied.computed, applied.upserted), (3, 1, 2, 3));
@@ -72,7 +79,10 @@ async fn rows_are_found_changed_and_removed_and_outlive_a_restart() {
             assert!(matches!(searcher.search(search(Some(bad))).await, Err(SearchError::BadFilter(_))), "{bad}");
         }
         // A price alone asks for no vector; the same row again is no write.
-        let applied = indexer.apply(&[change(1, Some(("two-person tent", 11))), change(2, Some(("steel saucepan", 20)))], &mut |_| ()).await.unwrap();
+        let applied = indexer
+            .apply(&[change(1, Some(("two-person tent", 11))), change(2, Some(("steel saucepan", 20)))], &mut |_| ())
+            .await
+            .unwrap();
         assert_eq!((applied.asked, applied.computed, applied.upserted, applied.unchanged), (0, 0, 1, 1));
         let applied = indexer.apply(&[change(3, None), change(9, None)], &mut |_| ()).await.unwrap();
         assert_eq!((applied.deleted, applied.unchanged), (1, 1));

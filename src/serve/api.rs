@@ -27,8 +27,7 @@ use super::{Hits, Metrics, Opened, Search, SearchError, ServeState};
 
 const PAGE: &str = include_str!("page.html");
 /// The page brings its own script and style, and talks to nobody else.
-const PAGE_POLICY: &str =
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'";
+const PAGE_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'";
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// A client that is still sending when its connection is closed sees a reset in place of the answer. So of a body that is too large this
 /// much more is read and thrown away.
@@ -36,7 +35,9 @@ const DISCARD_MAX_BYTES: u64 = 8 << 20;
 
 /// Every route. All requests pass one function, so that a wrong method, an unknown path and a failure deep inside are answered in one
 /// shape, and each is counted once.
-pub fn routes(state: Arc<ServeState>) -> impl Filter<Extract = (Reply,), Error = Rejection> + Clone + Send + Sync + 'static {
+pub fn routes(
+    state: Arc<ServeState>,
+) -> impl Filter<Extract = (Reply,), Error = Rejection> + Clone + Send + Sync + 'static {
     let query = warp::query::raw().or_else(|_| async { Ok::<_, Rejection>((String::new(),)) });
     warp::method()
         .and(warp::path::full())
@@ -80,7 +81,13 @@ async fn answer(
         Err(Failure::internal())
     });
     let reply = answered.unwrap_or_else(|failure| {
-        tracing::debug!(route = route.name(), status = failure.status.as_u16(), code = failure.code, "{}", failure.message);
+        tracing::debug!(
+            route = route.name(),
+            status = failure.status.as_u16(),
+            code = failure.code,
+            "{}",
+            failure.message
+        );
         failure.into_reply()
     });
     state.metrics().observe_request(route, reply.status().as_u16(), started.elapsed());
@@ -103,7 +110,11 @@ struct Answer<'a> {
 }
 
 impl Call<'_> {
-    async fn search(&self, headers: &HeaderMap, body: impl Stream<Item = Result<impl Buf, warp::Error>>) -> Result<Reply, Failure> {
+    async fn search(
+        &self,
+        headers: &HeaderMap,
+        body: impl Stream<Item = Result<impl Buf, warp::Error>>,
+    ) -> Result<Reply, Failure> {
         let opened = self.opened()?;
         request::no_parameters(self.query)?;
         let body = self.read(headers, body).await?;
@@ -129,7 +140,8 @@ impl Call<'_> {
     }
 
     fn opened(&self) -> Result<&Opened, Failure> {
-        let not_ready = || Failure::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", "the index is not open yet; try again");
+        let not_ready =
+            || Failure::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", "the index is not open yet; try again");
         self.state.opened.get().ok_or_else(not_ready)
     }
 
@@ -168,7 +180,11 @@ impl Call<'_> {
         timeout_at(self.deadline(), work).await.unwrap_or_else(|_| Err(late()))
     }
 
-    async fn read(&self, headers: &HeaderMap, body: impl Stream<Item = Result<impl Buf, warp::Error>>) -> Result<Vec<u8>, Failure> {
+    async fn read(
+        &self,
+        headers: &HeaderMap,
+        body: impl Stream<Item = Result<impl Buf, warp::Error>>,
+    ) -> Result<Vec<u8>, Failure> {
         let late = |_| Failure::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "the body did not arrive in time");
         timeout_at(self.deadline(), read(headers, body, self.state.config.body_max_bytes)).await.map_err(late)?
     }
@@ -193,7 +209,8 @@ impl<'a> Place<'a> {
         let metrics = state.metrics();
         let permit = state.places.try_acquire().map_err(|_| {
             metrics.searches_refused.inc();
-            let message = format!("{} searches are running, which is the limit; try again", state.config.concurrency_max);
+            let message =
+                format!("{} searches are running, which is the limit; try again", state.config.concurrency_max);
             Failure::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message)
         })?;
         metrics.searches_running.inc();
@@ -212,9 +229,15 @@ async fn read(
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
     max_bytes: u64,
 ) -> Result<Vec<u8>, Failure> {
-    let too_large =
-        || Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", format!("the body is larger than {max_bytes} bytes"));
-    let announced = headers.get(CONTENT_LENGTH).and_then(|n| n.to_str().ok()).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+    let too_large = || {
+        Failure::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "body_too_large",
+            format!("the body is larger than {max_bytes} bytes"),
+        )
+    };
+    let announced =
+        headers.get(CONTENT_LENGTH).and_then(|n| n.to_str().ok()).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
     // Whoever asks before sending need not send; of what would not be read to its end, nothing is read.
     if announced > max_bytes && (headers.contains_key(EXPECT) || announced - max_bytes > DISCARD_MAX_BYTES) {
         return Err(too_large());

@@ -37,7 +37,11 @@ impl Failure {
     }
 
     pub fn internal() -> Failure {
-        Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the request could not be answered; the log says why")
+        Failure::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "the request could not be answered; the log says why",
+        )
     }
 
     pub fn into_reply(self) -> Reply {
@@ -69,7 +73,11 @@ impl From<SearchError> for Failure {
             }
             SearchError::Unavailable(reason) => {
                 tracing::warn!(reason, "a search could not be answered for now");
-                Failure::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "the index does not answer for now; try again")
+                Failure::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "unavailable",
+                    "the index does not answer for now; try again",
+                )
             }
             SearchError::Internal(reason) => {
                 tracing::error!(reason, "a search failed");

@@ -22,7 +22,8 @@ use crate::time::Partition;
 const FRESHNESS_SECONDS: [f64; 17] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.35, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0];
 /// Seconds of one answer: from 0.5 ms to 10 s.
-const REQUEST_SECONDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+const REQUEST_SECONDS: [f64; 14] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 /// Seconds of one batch of texts, or of one index commit: from 5 ms to 30 s.
 const WORK_SECONDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
 const FILL_RATIO: [f64; 10] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
@@ -159,8 +160,10 @@ impl Metrics {
         let rejects = r.counters("freshet_rejects_total", "Messages and rows sent to quarantine, by rule", &["rule"]);
         let queue_bytes = r.gauges("freshet_queue_depth_bytes", "Bytes that wait in a queue", &["queue"]);
         let queue_keys = r.gauges("freshet_queue_depth_keys", "Changed keys that wait in a queue", &["queue"]);
-        let queue_fill = r.float_gauges("freshet_queue_fill_ratio", "Depth of a queue as a share of its bound", &["queue"]);
-        let states = r.gauges("freshet_state_info", "1 for the state that the engine is in, 0 for the others", &["state"]);
+        let queue_fill =
+            r.float_gauges("freshet_queue_fill_ratio", "Depth of a queue as a share of its bound", &["queue"]);
+        let states =
+            r.gauges("freshet_state_info", "1 for the state that the engine is in, 0 for the others", &["state"]);
         let build = r.gauges("freshet_build_info", "Always 1; its label is the version", &["version"]);
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
 
@@ -173,15 +176,22 @@ impl Metrics {
             embeds_asked: r.counter("freshet_embeds_asked_total", "Texts that changed rows needed a vector for"),
             embeds_cached: r.counter("freshet_embeds_cached_total", "Texts whose vector was known"),
             embeds_computed: r.counter("freshet_embeds_computed_total", "Texts that went through the model"),
-            embed_tokens: r.counter("freshet_embed_tokens_total", "Tokens that went through the model, without padding"),
-            embed_padding_tokens: r.counter("freshet_embed_padding_tokens_total", "Padding that went through the model"),
+            embed_tokens: r
+                .counter("freshet_embed_tokens_total", "Tokens that went through the model, without padding"),
+            embed_padding_tokens: r
+                .counter("freshet_embed_padding_tokens_total", "Padding that went through the model"),
             index_commits: r.counter("freshet_index_commits_total", "Commits to the index"),
-            index_commit_seconds: r.histogram("freshet_index_commit_seconds", "Duration of an index commit", &WORK_SECONDS),
+            index_commit_seconds: r.histogram(
+                "freshet_index_commit_seconds",
+                "Duration of an index commit",
+                &WORK_SECONDS,
+            ),
             index_upserted_rows: r.counter("freshet_index_upserted_rows_total", "Rows written to the index"),
             index_deleted_rows: r.counter("freshet_index_deleted_rows_total", "Rows deleted from the index"),
             index_rows: r.gauge("freshet_index_rows", "Rows of the index"),
             quarantine_open: r.gauge("freshet_quarantine_open_rows", "Messages and rows in quarantine now"),
-            quarantine_total: r.counter("freshet_quarantine_rows_total", "Messages and rows that ever went into quarantine"),
+            quarantine_total: r
+                .counter("freshet_quarantine_rows_total", "Messages and rows that ever went into quarantine"),
             queries_cached: r.counter("freshet_queries_cached_total", "Query texts whose vector was in the cache"),
             queries_computed: r.counter("freshet_queries_computed_total", "Query texts that went through the model"),
             searches_running: r.gauge("freshet_searches_running_requests", "Requests that are reading the index now"),
@@ -191,7 +201,11 @@ impl Metrics {
                 "Real tokens of a batch as a share of what embed.batch_max_tokens allows",
                 &FILL_RATIO,
             ),
-            embed_batch_seconds: r.histogram("freshet_embed_batch_seconds", "Duration of one batch in the model", &WORK_SECONDS),
+            embed_batch_seconds: r.histogram(
+                "freshet_embed_batch_seconds",
+                "Duration of one batch in the model",
+                &WORK_SECONDS,
+            ),
             freshness_seconds: r.histogram(
                 "freshet_freshness_seconds",
                 "Time from the source's commit to the first search that can see it",
@@ -203,7 +217,11 @@ impl Metrics {
             queue_keys,
             queue_fill,
             states,
-            lag: r.gauges("freshet_lag_events", "Events of a partition that are not yet searchable", &["topic", "partition"]),
+            lag: r.gauges(
+                "freshet_lag_events",
+                "Events of a partition that are not yet searchable",
+                &["topic", "partition"],
+            ),
             lag_partitions: Mutex::default(),
             request_seconds: r.histograms(
                 "freshet_request_seconds",
@@ -428,7 +446,11 @@ mod tests {
             assert!(ids.insert(panel["id"].as_u64().unwrap()), "two panels share id {}", panel["id"]);
             if panel["type"] != "row" {
                 let queries = panel["targets"].as_array().unwrap();
-                assert!(queries.iter().all(|q| q["expr"].as_str().is_some_and(|e| !e.is_empty())), "{}", panel["title"]);
+                assert!(
+                    queries.iter().all(|q| q["expr"].as_str().is_some_and(|e| !e.is_empty())),
+                    "{}",
+                    panel["title"]
+                );
             }
         }
     }

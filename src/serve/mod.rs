@@ -16,7 +16,6 @@ mod request;
 pub mod server;
 pub mod status;
 
-
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 

@@ -54,7 +54,8 @@ impl Route {
             "/readyz" => Route::Readyz,
             "/metrics" => Route::Metrics,
             _ => {
-                let of_key = |prefix| path.strip_prefix(prefix).filter(|key: &&str| !key.is_empty() && !key.contains('/'));
+                let of_key =
+                    |prefix| path.strip_prefix(prefix).filter(|key: &&str| !key.is_empty() && !key.contains('/'));
                 return match (of_key("/v1/items/"), of_key("/v1/similar/")) {
                     (Some(key), _) => (Route::Item, key),
                     (_, Some(key)) => (Route::Similar, key),
@@ -308,19 +309,29 @@ mod tests {
         ] {
             assert_eq!(Route::of(path), (route, rest), "{path}");
         }
-        for (encoded, expect) in
-            [("a%2Fb", Some("a/b")), ("caf%C3%A9", Some("café")), ("a+b", Some("a+b")), ("%", None), ("%2", None), ("%zz", None), ("%FF", None)]
-        {
+        for (encoded, expect) in [
+            ("a%2Fb", Some("a/b")),
+            ("caf%C3%A9", Some("café")),
+            ("a+b", Some("a+b")),
+            ("%", None),
+            ("%2", None),
+            ("%zz", None),
+            ("%FF", None),
+        ] {
             assert_eq!(key(encoded).ok().as_deref(), expect, "{encoded}");
         }
     }
 
     #[test]
     fn the_parameter_k() {
-        for (query, expect) in [("", Ok(10)), ("k=3", Ok(3)), ("k=50&", Ok(50)), ("k=51", Err("bad_k")), ("k=", Err("bad_k"))] {
+        for (query, expect) in
+            [("", Ok(10)), ("k=3", Ok(3)), ("k=50&", Ok(50)), ("k=51", Err("bad_k")), ("k=", Err("bad_k"))]
+        {
             assert_eq!(k_parameter(query, 50).map_err(|f| f.code), expect, "{query}");
         }
-        for (query, expect) in [("k=+3", "bad_k"), ("k=1.0", "bad_k"), ("k=1&k=2", "bad_request"), ("n=1", "bad_request")] {
+        for (query, expect) in
+            [("k=+3", "bad_k"), ("k=1.0", "bad_k"), ("k=1&k=2", "bad_request"), ("n=1", "bad_request")]
+        {
             assert_eq!(k_parameter(query, 50).unwrap_err().code, expect, "{query}");
         }
         assert!(no_parameters("").is_ok() && no_parameters("x").is_err());

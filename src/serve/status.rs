@@ -312,7 +312,10 @@ mod tests {
         assert_eq!(told["lag"], json!({"t": {"0": 7, "1": 5}, "u": {"0": 0}}));
         assert_eq!(told["lag_total"], 12);
         assert_eq!((&told["freshness_ms"]["p50"], &told["freshness_ms"]["changes"]), (&json!(10.0), &json!(4)));
-        assert_eq!((&told["embed"]["asked"], &told["embed"]["cached"], &told["embed"]["computed"]), (&json!(5), &json!(2), &json!(3)));
+        assert_eq!(
+            (&told["embed"]["asked"], &told["embed"]["cached"], &told["embed"]["computed"]),
+            (&json!(5), &json!(2), &json!(3))
+        );
         assert_eq!(told["quarantine"], json!({"open": 1, "total": 4}));
         assert_eq!(told["index"]["rows"], 11);
     }

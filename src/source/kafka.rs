@@ -56,7 +56,9 @@ impl KafkaSource {
             .set("queued.max.messages.kbytes", (config.queue_max_bytes / 1024).max(1).to_string())
             .set_log_level(RDKafkaLogLevel::Error);
         let brokers = config.bootstrap_servers.clone();
-        let consumer = client.create().map_err(|e: KafkaError| Error::Fatal { brokers: brokers.clone(), reason: e.to_string() })?;
+        let consumer = client
+            .create()
+            .map_err(|e: KafkaError| Error::Fatal { brokers: brokers.clone(), reason: e.to_string() })?;
         Ok(KafkaSource { consumer, brokers, topics: topics.to_vec(), ready: HashMap::new() })
     }
 
@@ -64,9 +66,13 @@ impl KafkaSource {
         use RDKafkaErrorCode as Code;
         let (brokers, reason) = (self.brokers.clone(), error.to_string());
         match error.rdkafka_error_code() {
-            Some(Code::Authentication | Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed | Code::SaslAuthenticationFailed | Code::Fatal) => {
-                Error::Fatal { brokers, reason }
-            }
+            Some(
+                Code::Authentication
+                | Code::TopicAuthorizationFailed
+                | Code::ClusterAuthorizationFailed
+                | Code::SaslAuthenticationFailed
+                | Code::Fatal,
+            ) => Error::Fatal { brokers, reason },
             _ => Error::Unavailable { brokers, reason },
         }
     }
@@ -86,7 +92,8 @@ impl KafkaSource {
     }
 
     fn bounds(&self, topic: &str, number: i32) -> Result<Watermarks, Error> {
-        let (low, high) = self.consumer.fetch_watermarks(topic, number, METADATA_TIMEOUT).map_err(|e| self.error(&e))?;
+        let (low, high) =
+            self.consumer.fetch_watermarks(topic, number, METADATA_TIMEOUT).map_err(|e| self.error(&e))?;
         Ok(Watermarks { low: Offset(low.max(0)), high: Offset(high.max(0)) })
     }
 
@@ -156,8 +163,14 @@ impl KafkaSource {
         let Some(topic) = self.topics.iter().position(|t| **t == *message.topic()) else { return false };
         let name = self.topics[topic].clone();
         let number = message.partition();
-        let batch = self.ready.entry((topic, number)).or_insert_with(|| MessageBatch::new(Partition::new(name, number)));
-        batch.push(Offset(message.offset()), message.timestamp().to_millis().unwrap_or(0), message.key(), message.payload());
+        let batch =
+            self.ready.entry((topic, number)).or_insert_with(|| MessageBatch::new(Partition::new(name, number)));
+        batch.push(
+            Offset(message.offset()),
+            message.timestamp().to_millis().unwrap_or(0),
+            message.key(),
+            message.payload(),
+        );
         batch.messages.len() >= BATCH_MAX_MESSAGES || batch.bytes.len() >= BATCH_MAX_BYTES
     }
 

@@ -61,7 +61,11 @@ impl MemorySource {
 impl Source for MemorySource {
     fn watermarks(&mut self) -> Result<Vec<(Partition, Watermarks)>, Error> {
         let log = self.log()?;
-        Ok(log.partitions.iter().map(|(p, e)| (p.clone(), Watermarks { low: Offset(0), high: Offset(e.len() as i64) })).collect())
+        Ok(log
+            .partitions
+            .iter()
+            .map(|(p, e)| (p.clone(), Watermarks { low: Offset(0), high: Offset(e.len() as i64) }))
+            .collect())
     }
 
     fn seek(&mut self, position: &Position) -> Result<(), Error> {

@@ -105,7 +105,8 @@ mod tests {
         std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"topic\":\"t\"").unwrap();
         let mut quarantine = Quarantine::open(&path).unwrap();
         assert_eq!((quarantine.len(), quarantine.add(&[reject(2)]).unwrap()), (2, 0));
-        let first: Value = serde_json::from_str(std::fs::read_to_string(&path).unwrap().lines().next().unwrap()).unwrap();
+        let first: Value =
+            serde_json::from_str(std::fs::read_to_string(&path).unwrap().lines().next().unwrap()).unwrap();
         assert_eq!((&first["rule"], &first["value"], &first["schema_id"]), (&"body".into(), &"/wA=".into(), &3.into()));
     }
 }

@@ -55,7 +55,13 @@ impl Producer {
     }
 
     /// Hands a message over; when the local queue is full, waits until there is room.
-    pub fn send(&self, topic: &str, partition: i32, key: Option<&[u8]>, value: Option<&[u8]>) -> Result<(), KafkaError> {
+    pub fn send(
+        &self,
+        topic: &str,
+        partition: i32,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+    ) -> Result<(), KafkaError> {
         let mut record = BaseRecord::<[u8], [u8]>::to(topic).partition(partition);
         record.key = key;
         record.payload = value;
@@ -91,8 +97,11 @@ mod tests {
     use crate::time::{Offset, Partition, Position};
 
     fn source(broker: &Broker) -> KafkaSource {
-        let config =
-            config::Kafka { bootstrap_servers: broker.bootstrap_servers(), options: BTreeMap::new(), queue_max_bytes: 8 << 20 };
+        let config = config::Kafka {
+            bootstrap_servers: broker.bootstrap_servers(),
+            options: BTreeMap::new(),
+            queue_max_bytes: 8 << 20,
+        };
         KafkaSource::new(&config, &[Arc::from("t")]).unwrap()
     }
 
@@ -102,7 +111,12 @@ mod tests {
         while all.len() < count {
             assert!(started.elapsed() < Duration::from_secs(30), "only {} of {count} came", all.len());
             if let Ok(Some(batch)) = source.poll(Duration::from_millis(100)) {
-                all.extend(batch.messages.iter().map(|m| (batch.partition.number, m.offset.0, batch.value(m).map(<[u8]>::to_vec))));
+                all.extend(
+                    batch
+                        .messages
+                        .iter()
+                        .map(|m| (batch.partition.number, m.offset.0, batch.value(m).map(<[u8]>::to_vec))),
+                );
             }
         }
         all

@@ -1,0 +1,33 @@
+# What a user runs. Everything that a fresh machine lacks is installed first; the build lies outside the checkout.
+CARGO_TARGET_DIR ?= $(HOME)/.cache/freshet/target
+export CARGO_TARGET_DIR
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+BIN := $(CARGO_TARGET_DIR)/release/freshet
+ARGS ?=
+
+.PHONY: help setup model build bin demo test
+
+help:
+	@echo "make demo ARGS=\"...\"   runs everything in one process on made-up data (ARGS: see $(notdir $(BIN)) demo --help)"
+	@echo "make test              runs every test"
+	@echo "make build             builds the program"
+	@echo "make -s bin            prints the path of the built program"
+	@echo "make model             fetches the embedding model"
+
+setup:
+	@scripts/setup.sh
+
+model: setup
+	@scripts/model.sh
+
+build: setup
+	cargo build --release --locked
+
+bin:
+	@echo $(BIN)
+
+demo: model build
+	$(BIN) demo $(ARGS)
+
+test: model
+	cargo test --release --locked
