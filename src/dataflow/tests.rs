@@ -334,6 +334,16 @@ async fn the_recordings_tables_come_out_whatever_the_split() {
             let key: Vec<String> = source.key.iter().map(|k| row[k].as_str().unwrap().to_string()).collect();
             let n = *mine.get(&key).unwrap_or_else(|| panic!("{} lacks {key:?}", source.topic));
             for (column, field) in columns.iter().zip(schema.fields()).skip(1) {
+                // Only the first connector read the table again after its columns had changed: elsewhere, rows that were not touched
+                // since were never sent with the columns of the end.
+                let evolved = ["colour", "brand", "min_qty"].contains(&field.name().as_str());
+                if evolved
+                    && !source.topic.starts_with("shop")
+                    && !source.topic.starts_with("mshop")
+                    && printed(column, n).is_none()
+                {
+                    continue;
+                }
                 if PRINTED_OTHERWISE.contains(&field.name().as_str())
                     && !row[field.name()].is_null()
                     && !(field.name() == "at" && name == "review")
@@ -342,7 +352,21 @@ async fn the_recordings_tables_come_out_whatever_the_split() {
                     continue;
                 }
                 let expected = row[field.name()].as_str().map(str::to_string);
-                assert_eq!(printed(column, n), expected, "{} {key:?} {}", source.topic, field.name());
+                let mut found = printed(column, n);
+                let mut expected = expected;
+                if field.name() == "any_number" {
+                    expected = expected.filter(|t| t != "NaN");
+                    // Debezium has no NaN among decimals and writes null. It
+                    // drops zeros at the end of a numeric without a scale; the number is the same.
+                    for text in [&mut found, &mut expected].into_iter().flatten().filter(|t| t.contains('.')) {
+                        *text = text.trim_end_matches('0').trim_end_matches('.').to_string();
+                    }
+                }
+                if field.name() == "big" {
+                    // With `bigint.unsigned.handling.mode=long` Debezium writes the same 64 bits as a signed number.
+                    expected = expected.map(|t| t.parse::<u64>().map_or(t, |v| (v as i64).to_string()));
+                }
+                assert_eq!(found, expected, "{} {key:?} {}", source.topic, field.name());
                 *compared.entry(field.name().clone()).or_insert(0) += 1;
             }
         }
