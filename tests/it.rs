@@ -73,7 +73,7 @@ async fn what_happens_in_the_table_is_what_is_found() {
 
     // Garbage is quarantined, and what comes after it arrives.
     let producer = Producer::new(&broker.bootstrap_servers()).unwrap();
-    for garbage in [&b"\x00\x00\x00\x00\x02\x02"[..], b"not avro", b"\x00\x00\x00\xff\xff\x00", b""] {
+    for garbage in [&b"\x00\x00\x00\x00\x01\x02"[..], b"not avro", b"\x00\x00\x00\xff\xff\x00", b""] {
         producer.send(TOPIC, 0, Some(b"k"), Some(garbage)).unwrap();
     }
     producer.flush().unwrap();
