@@ -13,10 +13,11 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 /// The environment variable with the filter: `debug`, `freshet::index=debug`, `info,lance=debug`, ...
 pub const VARIABLE: &str = "FRESHET_LOG";
 
-/// Without a word from [`VARIABLE`]: what Freshet does, and of the crates below it only what went wrong. A name stands for every target
+/// Without a word from [`VARIABLE`]: what Freshet does, and of the crates below it only what went wrong
+/// (librdkafka's errors reach us as answers, and its log repeats each of them a hundred times). A name stands for every target
 /// that starts with it.
 const DEFAULT: &str = "info,lance=warn,datafusion=warn,delta=warn,buoyant_kernel=warn,object_store=warn,opendal=warn,sqlparser=warn,\
-    aws=warn,hyper=warn,h2=warn,reqwest=warn,rustls=warn,warp=warn,rdkafka=warn,librdkafka=warn,timely=warn,differential=warn,\
+    aws=warn,hyper=warn,h2=warn,reqwest=warn,rustls=warn,warp=warn,rdkafka=off,librdkafka=off,timely=warn,differential=warn,\
     candle=warn,tokenizers=warn,hf_hub=warn,ureq=warn,tantivy=warn";
 
 #[derive(Debug, thiserror::Error)]

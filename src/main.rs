@@ -84,7 +84,7 @@ async fn run(folder: &std::path::Path) -> u8 {
         }
     };
     let mut looked = tokio::time::interval(std::time::Duration::from_millis(200));
-    let ended = demo::stop_signal();
+    let ended = engine::stop_signal();
     tokio::pin!(ended);
     loop {
         tokio::select! {
@@ -170,12 +170,8 @@ async fn doctor(folder: &std::path::Path) -> u8 {
     );
     let model = embed::Embedder::load(&config.embed);
     let model = model.map(|m| {
-        format!(
-            "{} ({} numbers a vector, id {}; all-MiniLM-L6-v2 is under Apache-2.0)",
-            config.embed.model,
-            m.dimension(),
-            m.model_id().0
-        )
+        let licence = m.licence().unwrap_or("not stated beside it");
+        format!("{} ({} numbers a vector, licence {licence}, id {})", config.embed.model, m.dimension(), m.model_id().0)
     });
     say("model", model.map_err(|e| e.to_string()));
     say("broker", engine::ask_broker(&config));

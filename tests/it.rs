@@ -13,6 +13,15 @@ use serde_json::{Value, json};
 const CONTRACT: &str = include_str!("../schemas/avro/product.avsc");
 
 async fn start(broker: &Broker, registry: &Registry, data: &Path) -> Service {
+    start_with(broker, registry, data, |_| ()).await
+}
+
+async fn start_with(
+    broker: &Broker,
+    registry: &Registry,
+    data: &Path,
+    change: impl FnOnce(&mut config::Config),
+) -> Service {
     let (brokers, url) = (broker.bootstrap_servers(), registry.url());
     let data = data.to_string_lossy().into_owned();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("dataflows/product");
@@ -23,7 +32,9 @@ async fn start(broker: &Broker, registry: &Registry, data: &Path) -> Service {
         "FRESHET_LISTEN" => Some("127.0.0.1:0".into()),
         other => std::env::var(other).ok(),
     });
-    Service::start(config.unwrap(), Arc::new(|_| ())).await.unwrap()
+    let mut config = config.unwrap();
+    change(&mut config);
+    Service::start(config, Arc::new(|_| ())).await.unwrap()
 }
 
 async fn get(service: &Service, path: &str) -> (u16, Value) {
@@ -92,11 +103,22 @@ async fn what_happens_in_the_table_is_what_is_found() {
         .await;
     assert_eq!(m.quarantine_open.get(), 4);
 
+    // A broker that is away is waited for, and said; what was written meanwhile by others would be read afterwards.
+    broker.set_down(true).unwrap();
+    until("waiting", async || get(&service, "/v1/status").await.1["state"] == "waiting").await;
+    assert_eq!(search(&service, "teapot for astronauts").await["hits"][0]["key"], 3, "searches go on");
+    broker.set_down(false).unwrap();
+    shop.edit(8, None, Some("A lantern that hums in the fog.".into()), None).unwrap();
+    until("the lantern", async || search(&service, "humming lantern").await["hits"][0]["key"] == 8).await;
+    assert_eq!(m.quarantine_open.get(), 4);
+
     // A restart embeds nothing of what the index holds, and goes on.
     let before = get(&service, "/v1/status").await.1;
     service.stop().await;
     shop.delete(7).unwrap();
-    let service = start(&broker, &registry, data.path()).await;
+    // Hydrating holds the whole view: a bound on waiting keys that is smaller than it must not stop it.
+    let small = |c: &mut config::Config| (c.engine.pending_max_keys, c.engine.epoch_max_events) = (5, 1);
+    let service = start_with(&broker, &registry, data.path(), small).await;
     let status = service.status().clone();
     assert!(get(&service, "/v1/status").await.1["epoch"].as_u64() >= before["epoch"].as_u64(), "answers never go back");
     until("the delete after the restart", async || get(&service, "/v1/items/7").await.0 == 404).await;

@@ -5,12 +5,12 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
-use super::{Config, DeviceChoice, Embed, Engine, Envelope, Format, Index, Kafka, Model, Raw, Registry, Serve, Source};
+use super::section::{Context, Section};
+use super::{Config, DeviceChoice, Embed, Engine, Envelope, Format, Index, Kafka, Model, Registry, Serve, Source};
 
 /// Settings of librdkafka that what Freshet promises rests on, and why each is not the user's.
 pub const FORBIDDEN: &[(&str, &str)] = &[
@@ -82,231 +82,10 @@ pub fn load_with(folder: &Path, variable: impl Fn(&str) -> Option<String>) -> Re
     Err(fail(problems))
 }
 
-struct Context<'a> {
-    folder: &'a Path,
-    problems: &'a RefCell<Vec<Problem>>,
-    variable: &'a dyn Fn(&str) -> Option<String>,
-}
-
-impl Context<'_> {
-    fn problem(&self, key: impl Into<String>, reason: impl Into<String>) {
-        self.problems.borrow_mut().push(Problem { key: key.into(), reason: reason.into() });
-    }
-
-    /// Puts the environment into a value: `${NAME}`, `${NAME:-text}` (which may hold variables itself), `$$` for a dollar.
-    fn expand(&self, key: &str, text: &str) -> String {
-        let mut out = String::new();
-        let mut rest = text;
-        while let Some(at) = rest.find('$') {
-            out.push_str(&rest[..at]);
-            rest = &rest[at + 1..];
-            if let Some(after) = rest.strip_prefix('$') {
-                out.push('$');
-                rest = after;
-            } else if let Some(inside) = rest.strip_prefix('{') {
-                let Some(end) = closing(inside) else {
-                    self.problem(key, "a ${ is not closed");
-                    return out;
-                };
-                let (name, fallback) = match inside[..end].split_once(":-") {
-                    Some((name, fallback)) => (name, Some(fallback)),
-                    None => (&inside[..end], None),
-                };
-                match ((self.variable)(name).filter(|v| !v.is_empty() || fallback.is_none()), fallback) {
-                    (Some(value), _) => out.push_str(&value),
-                    (None, Some(fallback)) => out.push_str(&self.expand(key, fallback)),
-                    (None, None) => self.problem(key, format!("the environment variable {name} is not set")),
-                }
-                rest = &inside[end + 1..];
-            } else {
-                out.push('$');
-            }
-        }
-        out + rest
-    }
-}
-
-/// Where the brace that opened before `text` closes.
-fn closing(text: &str) -> Option<usize> {
-    let mut depth = 0;
-    for (at, c) in text.char_indices() {
-        match c {
-            '{' => depth += 1,
-            '}' if depth == 0 => return Some(at),
-            '}' => depth -= 1,
-            _ => {}
-        }
-    }
-    None
-}
-
-/// One table of the file. Keys are taken out as they are read; what is left when it is dropped is unknown.
-struct Section<'a> {
-    cx: &'a Context<'a>,
-    path: String,
-    table: Table,
-    known: Vec<&'static str>,
-}
-
-impl<'a> Section<'a> {
-    fn key(&self, key: &str) -> String {
-        if self.path.is_empty() { key.into() } else { format!("{}.{key}", self.path) }
-    }
-
-    fn problem(&self, key: &str, reason: impl Into<String>) {
-        self.cx.problem(self.key(key), reason);
-    }
-
-    fn take(&mut self, key: &'static str) -> Option<Value> {
-        self.known.push(key);
-        self.table.remove(key)
-    }
-
-    fn section(&mut self, key: &'static str) -> Section<'a> {
-        let table = match self.take(key) {
-            Some(Value::Table(table)) => table,
-            None => Table::new(),
-            Some(other) => {
-                self.problem(key, format!("is a {}, not a table", other.type_str()));
-                Table::new()
-            }
-        };
-        Section { cx: self.cx, path: self.key(key), table, known: Vec::new() }
-    }
-
-    fn optional_text(&mut self, key: &'static str) -> Option<String> {
-        match self.take(key)? {
-            Value::String(text) => Some(self.cx.expand(&self.key(key), &text)),
-            other => {
-                self.problem(key, format!("is a {}, not text", other.type_str()));
-                None
-            }
-        }
-    }
-
-    fn text(&mut self, key: &'static str, default: Option<&str>) -> String {
-        let had = self.table.contains_key(key);
-        match (self.optional_text(key), default) {
-            (Some(text), _) if !text.trim().is_empty() => text,
-            (Some(_), _) => {
-                // A variable that is not set has been named already.
-                let full = self.key(key);
-                if !self.cx.problems.borrow().iter().any(|p| p.key == full) {
-                    self.problem(key, "is empty");
-                }
-                String::new()
-            }
-            (None, Some(default)) => default.into(),
-            (None, None) => {
-                if !had {
-                    self.problem(key, "is missing");
-                }
-                String::new()
-            }
-        }
-    }
-
-    fn number(&mut self, key: &'static str, default: u64, range: RangeInclusive<u64>) -> u64 {
-        match self.take(key) {
-            None => default,
-            Some(Value::Integer(n)) => match u64::try_from(n).ok().filter(|n| range.contains(n)) {
-                Some(n) => n,
-                None => {
-                    self.problem(key, format!("is {n}; {} to {} are possible", range.start(), range.end()));
-                    default
-                }
-            },
-            Some(other) => {
-                self.problem(key, format!("is a {}, not a whole number", other.type_str()));
-                default
-            }
-        }
-    }
-
-    fn size(&mut self, key: &'static str, default: u64, range: RangeInclusive<u64>) -> usize {
-        usize::try_from(self.number(key, default, range)).unwrap_or(usize::MAX)
-    }
-
-    fn share(&mut self, key: &'static str, default: f64) -> f64 {
-        match self.take(key) {
-            None => default,
-            Some(Value::Float(v)) if (0.0..=1.0).contains(&v) => v,
-            Some(Value::Integer(v)) if (0..=1).contains(&v) => v as f64,
-            Some(other) => {
-                self.problem(key, format!("is {other}; 0.0 to 1.0 are possible"));
-                default
-            }
-        }
-    }
-
-    fn choice<T: Copy>(&mut self, key: &'static str, default: T, choices: &[(&str, T)]) -> T {
-        let Some(text) = self.optional_text(key) else { return default };
-        match choices.iter().find(|(name, _)| *name == text) {
-            Some((_, choice)) => *choice,
-            None => {
-                let names: Vec<String> = choices.iter().map(|(name, _)| format!("{name:?}")).collect();
-                self.problem(key, format!("is {text:?}; {} are possible", names.join(" and ")));
-                default
-            }
-        }
-    }
-
-    fn texts(&mut self, key: &'static str) -> Vec<String> {
-        let texts = match self.take(key) {
-            Some(Value::Array(items)) => {
-                items.iter().map(|i| i.as_str().map(|t| self.cx.expand(&self.key(key), t))).collect()
-            }
-            Some(_) => None,
-            None => {
-                self.problem(key, "is missing");
-                return Vec::new();
-            }
-        };
-        texts.filter(|t: &Vec<String>| !t.is_empty()).unwrap_or_else(|| {
-            self.problem(key, "is not a list of at least one text");
-            Vec::new()
-        })
-    }
-
-    /// A path relative to the dataflow's folder; one with a scheme (`s3://`) stays as it is.
-    fn location(&mut self, key: &'static str, default: Option<&str>) -> String {
-        let text = self.text(key, default);
-        if text.is_empty() || text.contains("://") {
-            text
-        } else {
-            self.cx.folder.join(text).to_string_lossy().into_owned()
-        }
-    }
-
-    fn finish(self) {
-        for key in self.table.keys() {
-            let near = self.known.iter().map(|k| (distance(k, key), *k)).min().filter(|(d, _)| *d <= 3);
-            let hint = near.map_or(String::new(), |(_, k)| format!("; did you mean {k}?"));
-            self.problem(key, format!("is not a key that Freshet knows{hint}"));
-        }
-    }
-}
-
-/// Levenshtein's.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let cost = if x == *y { diagonal } else { 1 + diagonal.min(row[j]).min(row[j + 1]) };
-            diagonal = row[j + 1];
-            row[j + 1] = cost;
-        }
-    }
-    row[b.len()]
-}
-
 const MIB: u64 = 1 << 20;
 
 fn read(cx: &Context<'_>, table: Table) -> Config {
-    let mut root = Section { cx, path: String::new(), table, known: Vec::new() };
+    let mut root = Section::new(cx, String::new(), table);
     let folder_name =
         cx.folder.canonicalize().ok().and_then(|p| p.file_name().map(|n| n.to_string_lossy().into_owned()));
     let name = root.text("name", folder_name.as_deref());
@@ -349,7 +128,7 @@ fn read(cx: &Context<'_>, table: Table) -> Config {
     let engine = Engine {
         workers: s.size("workers", 1, 1..=256),
         epoch_max_events: s.size("epoch_max_events", 10_000, 1..=1_000_000),
-        decoded_max_bytes: s.size("decoded_max_bytes", 64 * MIB, MIB..=8192 * MIB),
+        decoded_max_batches: s.size("decoded_max_batches", 16, 1..=10_000),
         pending_max_keys: s.size("pending_max_keys", 100_000, 1..=10_000_000),
     };
     s.finish();
@@ -388,18 +167,6 @@ fn read(cx: &Context<'_>, table: Table) -> Config {
     };
     s.finish();
 
-    let raw = root.table.contains_key("raw").then(|| {
-        let mut s = root.section("raw");
-        let raw = Raw {
-            uri: s.location("uri", Some("../../data/raw")),
-            commit_max_events: s.size("commit_max_events", 50_000, 1..=10_000_000),
-            commit_max_ms: s.number("commit_max_ms", 5_000, 10..=3_600_000),
-        };
-        s.finish();
-        raw
-    });
-    root.known.push("raw");
-
     let mut s = root.section("serve");
     let listen = s.text("listen", Some("127.0.0.1:8080"));
     let serve = Serve {
@@ -414,7 +181,7 @@ fn read(cx: &Context<'_>, table: Table) -> Config {
     };
     s.finish();
     root.finish();
-    Config { name, folder: cx.folder.into(), kafka, registry, sources, models, view, engine, embed, index, raw, serve }
+    Config { name, folder: cx.folder.into(), kafka, registry, sources, models, view, engine, embed, index, serve }
 }
 
 fn options(kafka: &mut Section<'_>) -> BTreeMap<String, String> {
@@ -471,7 +238,7 @@ fn sources(root: &mut Section<'_>) -> Vec<Source> {
             root.cx.problem(path, "is not a table");
             continue;
         };
-        let mut s = Section { cx: root.cx, path, table, known: Vec::new() };
+        let mut s = Section::new(root.cx, path, table);
         let source = source(&mut s);
         if !topics.insert(source.topic.clone()) && !source.topic.is_empty() {
             s.problem("topic", format!("{} is another source's already", source.topic));

@@ -2,6 +2,8 @@
 //! every mistake at once as `key: reason`; nothing here is optional by accident, and no stage sees another's section.
 
 mod file;
+mod section;
+
 pub use file::{Errors, FORBIDDEN, Problem, load, load_with};
 
 use std::collections::BTreeMap;
@@ -25,7 +27,6 @@ pub struct Config {
     pub engine: Engine,
     pub embed: Embed,
     pub index: Index,
-    pub raw: Option<Raw>,
     pub serve: Serve,
 }
 
@@ -97,8 +98,8 @@ pub struct Engine {
     pub workers: usize,
     /// Most events of one epoch.
     pub epoch_max_events: usize,
-    /// Bound of the decoded bytes that wait for the dataflow.
-    pub decoded_max_bytes: usize,
+    /// Decoded batches (of at most 4,096 messages, or 2 MiB and one message) that wait for the dataflow.
+    pub decoded_max_batches: usize,
     /// Bound of the changed keys that wait for the indexer.
     pub pending_max_keys: usize,
 }
@@ -145,14 +146,6 @@ pub struct Index {
     pub compact_min_fragments: usize,
     /// Age in seconds at which old versions of the table are removed.
     pub versions_max_age_s: u64,
-}
-
-#[derive(Clone, Debug)]
-pub struct Raw {
-    /// Folder (or `s3://` URI) under which each source has its Delta table.
-    pub uri: String,
-    pub commit_max_events: usize,
-    pub commit_max_ms: u64,
 }
 
 #[derive(Clone, Debug)]

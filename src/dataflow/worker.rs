@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use differential_dataflow::collection::AsCollection;
 use differential_dataflow::consolidation::consolidate_updates;
 use timely::dataflow::channels::pact::{Exchange, Pipeline};
 use timely::dataflow::operators::Probe;
@@ -138,30 +137,29 @@ fn run(worker: &mut timely::worker::Worker, plan: &Plan, row_types: &[Arc<RowTyp
                 },
             );
         let linear = Linear::new(row_type.clone(), stages, &plan.view_schema, plan.key_column);
-        let view =
-            rows.as_collection().inner.unary::<timely::container::CapacityContainerBuilder<Vec<Evaluation>>, _, _, _>(
-                Pipeline,
-                "linear",
-                |_, _| {
-                    move |input, output| {
-                        input.for_each(|stamp, diffs| {
-                            let rows: Vec<&[u8]> = diffs.iter().map(|(row, _, _)| &**row).collect();
-                            let (done, failed) = linear.evaluate(&rows);
-                            let mut session = output.session(&stamp);
-                            for evaluated in done {
-                                let (_, time, diff) = &diffs[evaluated.input];
-                                session.give((Ok((evaluated.key, evaluated.row)), *time, *diff));
-                            }
-                            for (input, reason) in failed {
-                                let (row, time, diff) = &diffs[input];
-                                session.give((Err((row.clone(), reason)), *time, *diff));
-                            }
-                            drop(session);
-                            diffs.clear();
-                        });
-                    }
-                },
-            );
+        let view = rows.unary::<timely::container::CapacityContainerBuilder<Vec<Evaluation>>, _, _, _>(
+            Pipeline,
+            "linear",
+            |_, _| {
+                move |input, output| {
+                    input.for_each(|stamp, diffs| {
+                        let rows: Vec<&[u8]> = diffs.iter().map(|(row, _, _)| &**row).collect();
+                        let (done, failed) = linear.evaluate(&rows);
+                        let mut session = output.session(&stamp);
+                        for evaluated in done {
+                            let (_, time, diff) = &diffs[evaluated.input];
+                            session.give((Ok((evaluated.key, evaluated.row)), *time, *diff));
+                        }
+                        for (input, reason) in failed {
+                            let (row, time, diff) = &diffs[input];
+                            session.give((Err((row.clone(), reason)), *time, *diff));
+                        }
+                        drop(session);
+                        diffs.clear();
+                    });
+                }
+            },
+        );
         let into = gathered.clone();
         view.unary::<timely::container::CapacityContainerBuilder<Vec<()>>, _, _, _>(
             Exchange::new(|_: &Evaluation| 0),

@@ -104,7 +104,6 @@ impl Decoder {
     ) -> Result<Decoder, ContractError> {
         let key_converter = row_type.key_converter().map_err(|e| ContractError(format!("the key: {e}")))?;
         let contract = || Schema::from_avro(&source.contract).map_err(|e| bad(Rule::Contract, e.to_string()));
-        let root = row_type.contract.record(row_type.contract.root);
         let bare = made(contract(), |schema| {
             let record =
                 schema.record(schema.root).ok_or_else(|| bad(Rule::Contract, "the contract is not a record"))?;
@@ -117,7 +116,6 @@ impl Decoder {
             })
         });
         let bare_key = made(contract(), |schema| KeyPlan::new(schema, &row_type));
-        debug_assert!(root.is_some(), "a row type is made from a record");
         Ok(Decoder {
             index,
             source: source.clone(),

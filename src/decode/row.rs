@@ -23,7 +23,6 @@ pub struct ContractError(pub(super) String);
 /// The columns of a source's rows.
 pub struct RowType {
     pub(super) columns: Vec<ContractColumn>,
-    pub(super) contract: Schema,
     schema: SchemaRef,
     key_columns: Vec<usize>,
     converter: RowConverter,
@@ -72,7 +71,7 @@ impl RowType {
             .collect::<Result<Vec<_>, _>>()?;
         let fields: Vec<Field> = columns.iter().map(|c| Field::new(&*c.name, c.ty.arrow.clone(), c.nullable)).collect();
         let converter = converter(fields.iter()).map_err(|e| fail(e.to_string()))?;
-        Ok(RowType { columns, contract, schema: Arc::new(ArrowSchema::new(fields)), key_columns, converter })
+        Ok(RowType { columns, schema: Arc::new(ArrowSchema::new(fields)), key_columns, converter })
     }
 
     pub fn schema(&self) -> &SchemaRef {

@@ -20,7 +20,7 @@ pub use catalog::Product;
 pub use shop::{PARTITIONS, Shop, TOPIC};
 
 use crate::config;
-use crate::engine::Service;
+use crate::engine::{Service, stop_signal};
 use crate::serve::State;
 use crate::source::embedded::{Broker, Producer, Registry};
 use crate::time::Position;
@@ -64,22 +64,6 @@ fn duration(text: &str) -> Result<Duration, String> {
         "m" => Ok(Duration::from_secs(60 * number)),
         "h" => Ok(Duration::from_secs(3600 * number)),
         unit => Err(format!("{unit:?} is none of s, m, h")),
-    }
-}
-
-/// Ends with SIGTERM or Ctrl-C.
-pub async fn stop_signal() {
-    let terminate = async {
-        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-            Ok(mut signal) => {
-                signal.recv().await;
-            }
-            Err(_) => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        () = terminate => {}
     }
 }
 

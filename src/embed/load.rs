@@ -119,6 +119,13 @@ pub(super) fn open(
     Ok((model, tokenizer, ModelId(hex(&id.finalize()))))
 }
 
+/// The licence that the model card beside the weights states (`license:` in its front matter).
+pub(super) fn licence(files: &Files) -> Option<String> {
+    let card = std::fs::read_to_string(files.weights.with_file_name("README.md")).ok()?;
+    let front = card.strip_prefix("---")?.split("\n---").next()?;
+    front.lines().find_map(|line| line.strip_prefix("license:")).map(|name| name.trim().to_string())
+}
+
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

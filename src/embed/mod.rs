@@ -38,6 +38,7 @@ pub struct Embedder {
     model: bert::Bert,
     tokenizer: Tokenizer,
     id: ModelId,
+    licence: Option<String>,
     device: Device,
     batch_max_tokens: usize,
 }
@@ -48,7 +49,14 @@ impl Embedder {
         let files = load::find(config)?;
         let (device, _) = device::pick(config.device)?;
         let (model, tokenizer, id) = load::open(&files, config, &device)?;
-        Ok(Embedder { model, tokenizer, id, device, batch_max_tokens: config.batch_max_tokens })
+        Ok(Embedder {
+            model,
+            tokenizer,
+            id,
+            licence: load::licence(&files),
+            device,
+            batch_max_tokens: config.batch_max_tokens,
+        })
     }
 
     /// Numbers of a vector.
@@ -58,6 +66,11 @@ impl Embedder {
 
     pub fn model_id(&self) -> &ModelId {
         &self.id
+    }
+
+    /// The licence that the model's card states.
+    pub fn licence(&self) -> Option<&str> {
+        self.licence.as_deref()
     }
 
     /// Embeds texts; the vectors come in their order. `progress` hears of each batch.

@@ -3,15 +3,16 @@
 //! The invariant: a name is registered once, follows `freshet_<noun>_<unit>[_total]`, and takes its labels from enums or from the
 //! configuration (topics), never from data; so the number of series has a bound. Nothing here decides anything.
 
+mod register;
+
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use prometheus::core::Collector;
-use prometheus::{
-    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
-};
+use prometheus::{Gauge, Histogram, HistogramVec, IntCounter, IntGauge, IntGaugeVec, Registry, TextEncoder};
+
+use register::Register;
 
 use super::request::Route;
 use super::status::State;
@@ -76,29 +77,6 @@ impl EventOp {
     }
 }
 
-/// The bounded queues between the stages, as a label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Queue {
-    /// Bytes read ahead of the decoder (`kafka.queue_max_bytes`).
-    Source,
-    /// Decoded bytes that wait for the dataflow (`engine.decoded_max_bytes`).
-    Decoded,
-    /// Changed keys that wait for the indexer (`engine.pending_max_keys`).
-    Pending,
-}
-
-impl Queue {
-    pub const ALL: [Queue; 3] = [Queue::Source, Queue::Decoded, Queue::Pending];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Queue::Source => "source",
-            Queue::Decoded => "decoded",
-            Queue::Pending => "pending",
-        }
-    }
-}
-
 /// The process's metrics. Counters are public: adding to one is an atomic addition. What has labels is counted through a
 /// method that takes the enum.
 #[derive(Debug)]
@@ -139,9 +117,8 @@ pub struct Metrics {
     freshness_seconds: Histogram,
     events: Vec<IntCounter>,
     rejects: Vec<IntCounter>,
-    queue_bytes: IntGaugeVec,
-    queue_keys: IntGaugeVec,
-    queue_fill: GaugeVec,
+    pending_keys: IntGauge,
+    pending_fill: Gauge,
     states: IntGaugeVec,
     lag: IntGaugeVec,
     /// The partitions that `lag` has a series for, so that one that is gone stops being shown.
@@ -158,10 +135,6 @@ impl Metrics {
 
         let events = r.counters("freshet_events_total", "Events decoded, by operation", &["op"]);
         let rejects = r.counters("freshet_rejects_total", "Messages and rows sent to quarantine, by rule", &["rule"]);
-        let queue_bytes = r.gauges("freshet_queue_depth_bytes", "Bytes that wait in a queue", &["queue"]);
-        let queue_keys = r.gauges("freshet_queue_depth_keys", "Changed keys that wait in a queue", &["queue"]);
-        let queue_fill =
-            r.float_gauges("freshet_queue_fill_ratio", "Depth of a queue as a share of its bound", &["queue"]);
         let states =
             r.gauges("freshet_state_info", "1 for the state that the engine is in, 0 for the others", &["state"]);
         let build = r.gauges("freshet_build_info", "Always 1; its label is the version", &["version"]);
@@ -213,9 +186,9 @@ impl Metrics {
             ),
             events: EventOp::ALL.iter().map(|op| events.with_label_values(&[op.name()])).collect(),
             rejects: Rule::ALL.iter().map(|rule| rejects.with_label_values(&[rule.name()])).collect(),
-            queue_bytes,
-            queue_keys,
-            queue_fill,
+            pending_keys: r.gauge("freshet_pending_keys", "Changed keys that wait for the indexer"),
+            pending_fill: r
+                .float_gauge("freshet_pending_fill_ratio", "Waiting keys as a share of engine.pending_max_keys"),
             states,
             lag: r.gauges(
                 "freshet_lag_events",
@@ -235,9 +208,6 @@ impl Metrics {
         r.process();
         metrics.registry = r.registry;
         metrics.series = r.series;
-        for queue in Queue::ALL {
-            metrics.set_queue(queue, 0, 1);
-        }
         metrics.set_state(State::Hydrating);
         metrics
     }
@@ -263,14 +233,10 @@ impl Metrics {
         self.rejects[rule as usize].get()
     }
 
-    /// The depth of a queue and its bound, both in the queue's own unit.
-    pub fn set_queue(&self, queue: Queue, depth: usize, bound: usize) {
-        let depths = match queue {
-            Queue::Source | Queue::Decoded => &self.queue_bytes,
-            Queue::Pending => &self.queue_keys,
-        };
-        depths.with_label_values(&[queue.name()]).set(depth as i64);
-        self.queue_fill.with_label_values(&[queue.name()]).set(depth as f64 / bound.max(1) as f64);
+    /// Changed keys that wait for the indexer, and the bound on them.
+    pub fn set_pending(&self, keys: usize, bound: usize) {
+        self.pending_keys.set(keys as i64);
+        self.pending_fill.set(keys as f64 / bound.max(1) as f64);
     }
 
     /// One batch in the model: real tokens, padding, what the batch may hold, and how long it took.
@@ -332,64 +298,6 @@ impl Default for Metrics {
     fn default() -> Self {
         Metrics::new()
     }
-}
-
-/// Makes metrics, registers each, and keeps its name. A name that is taken or malformed is a mistake in this file.
-struct Register {
-    registry: Registry,
-    series: Vec<String>,
-}
-
-impl Register {
-    fn add<C: Collector + Clone + 'static>(&mut self, made: prometheus::Result<C>, suffixes: &[&str]) -> C {
-        let collector = made.expect("a metric of this file is well formed");
-        for desc in collector.desc() {
-            self.series.extend(suffixes.iter().map(|suffix| format!("{}{suffix}", desc.fq_name)));
-        }
-        self.registry.register(Box::new(collector.clone())).expect("a metric of this file has a name of its own");
-        collector
-    }
-
-    fn counter(&mut self, name: &str, help: &str) -> IntCounter {
-        self.add(IntCounter::new(name, help), &[""])
-    }
-
-    fn counters(&mut self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-        self.add(IntCounterVec::new(Opts::new(name, help), labels), &[""])
-    }
-
-    fn gauge(&mut self, name: &str, help: &str) -> IntGauge {
-        self.add(IntGauge::new(name, help), &[""])
-    }
-
-    fn gauges(&mut self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-        self.add(IntGaugeVec::new(Opts::new(name, help), labels), &[""])
-    }
-
-    fn float_gauges(&mut self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
-        self.add(GaugeVec::new(Opts::new(name, help), labels), &[""])
-    }
-
-    fn histogram(&mut self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
-        let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
-        self.add(Histogram::with_opts(opts), &["_bucket", "_sum", "_count"])
-    }
-
-    fn histograms(&mut self, name: &str, help: &str, buckets: &[f64], labels: &[&str]) -> HistogramVec {
-        let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
-        self.add(HistogramVec::new(opts, labels), &["_bucket", "_sum", "_count"])
-    }
-
-    /// The process's own: CPU, memory, threads, open files.
-    #[cfg(target_os = "linux")]
-    fn process(&mut self) {
-        let collector = prometheus::process_collector::ProcessCollector::for_self();
-        self.series.extend(collector.desc().into_iter().map(|desc| desc.fq_name.clone()));
-        self.registry.register(Box::new(collector)).expect("a process registers itself once");
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn process(&mut self) {}
 }
 
 #[cfg(test)]
@@ -500,12 +408,11 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_shows_its_depth_in_its_unit_and_its_fill() {
+    fn waiting_keys_are_shown_with_their_share_of_the_bound() {
         let metrics = Metrics::new();
-        metrics.set_queue(Queue::Pending, 50, 200);
+        metrics.set_pending(50, 200);
         let text = metrics.render().unwrap();
-        assert!(text.contains(r#"freshet_queue_depth_keys{queue="pending"} 50"#), "{text}");
-        assert!(text.contains(r#"freshet_queue_fill_ratio{queue="pending"} 0.25"#), "{text}");
-        assert!(!text.contains(r#"freshet_queue_depth_bytes{queue="pending"}"#), "{text}");
+        assert!(text.contains("freshet_pending_keys 50"), "{text}");
+        assert!(text.contains("freshet_pending_fill_ratio 0.25"), "{text}");
     }
 }

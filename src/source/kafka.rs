@@ -137,9 +137,12 @@ impl Source for KafkaSource {
             return Ok(Some(batch));
         }
         let mut wait = timeout;
+        let mut trouble = None;
         loop {
             match self.consumer.poll(wait).map(|polled| polled.map(|message| message.detach())) {
-                None => return Ok(self.take_ready()),
+                None => {
+                    return self.take_ready().map_or_else(|| trouble.map_or(Ok(None), Err), |batch| Ok(Some(batch)));
+                }
                 Some(Ok(message)) => {
                     if self.push(&message) {
                         return Ok(self.take_ready());
@@ -147,11 +150,14 @@ impl Source for KafkaSource {
                     // What has arrived already comes along; nothing is waited for.
                     wait = Duration::ZERO;
                 }
+                // An outage queues an error for every try to connect. They say one thing together, and messages may stand behind them.
                 Some(Err(error)) => {
-                    if let Some(batch) = self.take_ready() {
-                        return Ok(Some(batch));
+                    wait = Duration::ZERO;
+                    match self.polled_error(&error) {
+                        Some(passing) if passing.is_passing() => trouble = Some(passing),
+                        Some(lasting) => return Err(lasting),
+                        None => {}
                     }
-                    return self.polled_error(error);
                 }
             }
         }
@@ -174,27 +180,30 @@ impl KafkaSource {
         batch.messages.len() >= BATCH_MAX_MESSAGES || batch.bytes.len() >= BATCH_MAX_BYTES
     }
 
-    fn polled_error(&mut self, error: KafkaError) -> Result<Option<MessageBatch>, Error> {
+    fn polled_error(&self, error: &KafkaError) -> Option<Error> {
         use RDKafkaErrorCode as Code;
         match error.rdkafka_error_code() {
             // One connection that broke is made anew; only when none is left is it worth a word.
-            Some(Code::BrokerTransportFailure | Code::Resolve) => Ok(None),
-            Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => self.out_of_range(&error),
-            _ => Err(self.error(&error)),
+            Some(Code::BrokerTransportFailure | Code::Resolve) => None,
+            Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => Some(self.out_of_range(error)),
+            _ => Some(self.error(error)),
         }
     }
 
     /// Finds the partition whose next offset the broker does not have.
-    fn out_of_range(&self, error: &KafkaError) -> Result<Option<MessageBatch>, Error> {
-        let positions = self.consumer.position().map_err(|e| self.error(&e))?;
-        for element in positions.elements() {
-            let KafkaOffset::Offset(wanted) = element.offset() else { continue };
-            let Watermarks { low, high } = self.bounds(element.topic(), element.partition())?;
-            if wanted < low.0 || wanted > high.0 {
-                let partition = Partition::new(element.topic(), element.partition());
-                return Err(Error::OutOfRange { partition, wanted, low: low.0, high: high.0 });
+    fn out_of_range(&self, error: &KafkaError) -> Error {
+        let found = || -> Result<Option<Error>, Error> {
+            for element in self.consumer.position().map_err(|e| self.error(&e))?.elements() {
+                let KafkaOffset::Offset(wanted) = element.offset() else { continue };
+                let Watermarks { low, high } = self.bounds(element.topic(), element.partition())?;
+                if wanted < low.0 || wanted > high.0 {
+                    let partition = Partition::new(element.topic(), element.partition());
+                    return Ok(Some(Error::OutOfRange { partition, wanted, low: low.0, high: high.0 }));
+                }
             }
-        }
-        Err(Error::Fatal { brokers: self.brokers.clone(), reason: error.to_string() })
+            Ok(None)
+        };
+        let otherwise = Error::Fatal { brokers: self.brokers.clone(), reason: error.to_string() };
+        found().map_or_else(|passing| passing, |found| found.unwrap_or(otherwise))
     }
 }

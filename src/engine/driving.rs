@@ -1,0 +1,106 @@
+//! The driver thread: one epoch at a time, of whatever has come meanwhile.
+//!
+//! The invariant: epochs are folded in their order, each with the position that it leads to; a message that was rejected is in quarantine
+//! before the position passes it.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use super::Shared;
+use crate::config;
+use crate::dataflow::{self, ViewChange};
+use crate::decode::Decoded;
+use crate::serve::{State, Status};
+use crate::time::{Epoch, Position};
+use crate::validate::Quarantine;
+
+/// What the thread needs.
+pub(super) struct Driving {
+    pub handle: dataflow::Handle,
+    pub quarantine: Quarantine,
+    pub status: Arc<Status>,
+    pub shared: Arc<Shared>,
+    pub engine: config::Engine,
+    pub first: Epoch,
+}
+
+impl Driving {
+    pub fn run(mut self, receive: &Receiver<Decoded>) -> Result<(), String> {
+        let mut epoch = self.first;
+        let mut position = Position::default();
+        loop {
+            let first = match receive.recv_timeout(Duration::from_millis(100)) {
+                Ok(decoded) => decoded,
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            let mut events = first.changes.len();
+            let mut decoded = vec![first];
+            while events < self.engine.epoch_max_events {
+                let Ok(next) = receive.try_recv() else { break };
+                events += next.changes.len();
+                decoded.push(next);
+            }
+            let metrics = self.status.metrics().clone();
+            let rejects: Vec<_> = decoded.iter_mut().flat_map(|d| std::mem::take(&mut d.rejects)).collect();
+            let added = self.quarantine.add(&rejects).map_err(|e| e.to_string())?;
+            metrics.quarantine_total.inc_by(added as u64);
+            metrics.quarantine_open.set(self.quarantine.len() as i64);
+            if let Some(last) = rejects.last() {
+                tracing::warn!(count = rejects.len(), partition = %last.partition, offset = last.offset.0, rule = last.rule.name(), reason = last.reason, "messages were quarantined");
+            }
+            for batch in &decoded {
+                position.advance(&batch.partition, batch.end);
+            }
+            let commits_ms: Vec<i64> =
+                decoded.iter().flat_map(|d| &d.changes).map(|c| c.commit_ms).filter(|ms| *ms > 0).collect();
+            self.handle.send(epoch, decoded).map_err(|e| e.to_string())?;
+            let output = loop {
+                if let Some(output) = self.handle.recv(Duration::from_secs(1)).map_err(|e| e.to_string())? {
+                    break output;
+                }
+            };
+            metrics.epochs.inc();
+            metrics.view_rows.set(output.view_rows as i64);
+            metrics.view_changes.inc_by(output.changes.len() as u64);
+            if output.duplicate_keys > 0 {
+                tracing::warn!(
+                    keys = output.duplicate_keys,
+                    "several rows of the view share a key; the smallest stands for them"
+                );
+            }
+            if let Some(failed) = output.failed_rows.iter().find(|f| f.diff > 0) {
+                tracing::warn!(
+                    reason = failed.reason,
+                    rows = output.failed_rows.len(),
+                    "the model cannot be computed for some rows; they are not in the view"
+                );
+            }
+            self.fold(epoch, &position, output.changes, commits_ms);
+            epoch = Epoch(epoch.0 + 1);
+        }
+        self.shared.pending().ended = true;
+        Ok(())
+    }
+
+    fn fold(&self, epoch: Epoch, position: &Position, changes: Vec<ViewChange>, commits_ms: Vec<i64>) {
+        let bound = self.engine.pending_max_keys;
+        let mut pending = self.shared.pending();
+        while pending.follows && pending.changes.len() >= bound && self.status.state() != State::Failed {
+            pending = self
+                .shared
+                .changed
+                .wait_timeout(pending, Duration::from_millis(100))
+                .expect("no holder of this lock panics")
+                .0;
+        }
+        pending.changes.extend(changes.into_iter().map(|c| (c.key, c.row)));
+        pending.epoch = epoch;
+        pending.position = position.clone();
+        pending.commits_ms.extend(commits_ms);
+        self.status.metrics().set_pending(pending.changes.len(), bound);
+        drop(pending);
+        self.shared.changed.notify_all();
+    }
+}

@@ -1,0 +1,54 @@
+//! What can be said of a configuration before anything runs: whether its models can be maintained, and whether its peers answer.
+
+use std::sync::Arc;
+
+use crate::config::{Config, Problem};
+use crate::dataflow::{Plan, Table};
+use crate::decode::{RegistryClient, RowType, SchemaStore};
+use crate::source::Source;
+use crate::source::kafka::KafkaSource;
+
+/// Plans a configuration's models; what is wrong with contracts and SQL comes as problems by key.
+pub fn plan(config: &Config) -> Result<(Plan, Vec<Arc<RowType>>), Vec<Problem>> {
+    let mut problems = Vec::new();
+    let mut row_types = Vec::new();
+    for (n, source) in config.sources.iter().enumerate() {
+        match RowType::from_contract(source) {
+            Ok(row_type) => row_types.push(Arc::new(row_type)),
+            Err(e) => problems.push(Problem { key: format!("source[{n}].contract"), reason: e.to_string() }),
+        }
+    }
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let tables: Vec<Table> = config
+        .sources
+        .iter()
+        .zip(&row_types)
+        .map(|(s, r)| Table { schema: s.schema.clone(), table: s.table.clone(), columns: r.schema().clone() })
+        .collect();
+    match Plan::new(&config.models, &config.view, &tables, &config.index.key) {
+        Ok(plan) if plan.view_schema().index_of(&config.index.text).is_err() => Err(vec![Problem {
+            key: "index.text".into(),
+            reason: format!("the view {} has no column {}", config.view, config.index.text),
+        }]),
+        Ok(plan) => Ok((plan, row_types)),
+        Err(e) => Err(vec![Problem { key: "models".into(), reason: e.to_string() }]),
+    }
+}
+
+/// Whether the broker answers, and what it keeps of the topics.
+pub fn ask_broker(config: &Config) -> Result<String, String> {
+    let topics: Vec<Arc<str>> = config.sources.iter().map(|s| s.topic.clone()).collect();
+    let mut source = KafkaSource::new(&config.kafka, &topics).map_err(|e| e.to_string())?;
+    let marks = source.watermarks().map_err(|e| e.to_string())?;
+    let events: i64 = marks.iter().map(|(_, w)| w.high.0 - w.low.0).sum();
+    Ok(format!("{} has {events} events in {} partitions", config.kafka.bootstrap_servers, marks.len()))
+}
+
+/// Whether the registry answers. An id that nobody registers is as good a question as any.
+pub async fn ask_registry(config: &Config) -> Result<String, String> {
+    let client = RegistryClient::new(&config.registry).map_err(|e| e.to_string())?;
+    client.get(i32::MAX as u32).await.map_err(|e| e.to_string())?;
+    Ok(config.registry.url.clone().unwrap_or_default())
+}

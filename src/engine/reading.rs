@@ -1,0 +1,157 @@
+//! The source thread: reads, decodes, and waits for peers that are away.
+//!
+//! The invariant: a batch that was read is handed on, whatever fails meanwhile; what is away is waited for and said, never skipped.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::time::{Duration, Instant};
+
+use super::Shared;
+use crate::config::Config;
+use crate::decode::{Decoded, Decoder, RegistryClient, RowType, SchemaStore};
+use crate::serve::{State, Status};
+use crate::source::kafka::KafkaSource;
+use crate::source::{self, Source};
+use crate::time::{Offset, Partition, Position};
+
+const POLL: Duration = Duration::from_millis(20);
+const LAG_EVERY: Duration = Duration::from_millis(1000);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// What the thread needs.
+pub(super) struct Reading {
+    pub config: Config,
+    pub row_types: Vec<Arc<RowType>>,
+    pub status: Arc<Status>,
+    pub stop: Arc<AtomicBool>,
+    pub shared: Arc<Shared>,
+    pub announced: Position,
+}
+
+impl Reading {
+    pub fn run(
+        self,
+        runtime: &tokio::runtime::Handle,
+        send: &SyncSender<Decoded>,
+        targets: &SyncSender<Position>,
+    ) -> Result<(), String> {
+        let topics: Vec<Arc<str>> = self.config.sources.iter().map(|s| s.topic.clone()).collect();
+        let schemas: Arc<dyn SchemaStore> =
+            Arc::new(RegistryClient::new(&self.config.registry).map_err(|e| e.to_string())?);
+        let mut decoders = Vec::new();
+        for (n, (source, row_type)) in self.config.sources.iter().zip(&self.row_types).enumerate() {
+            decoders.push(Decoder::new(n, source, row_type.clone(), schemas.clone()).map_err(|e| e.to_string())?);
+        }
+        let mut source = KafkaSource::new(&self.config.kafka, &topics).map_err(|e| e.to_string())?;
+        let Some(target) = self.retry(|| self.begin(&mut source))? else { return Ok(()) };
+        if targets.send(target).is_err() {
+            return Ok(());
+        }
+        let mut next_lag = Instant::now();
+        while !self.stop.load(Ordering::SeqCst) {
+            if Instant::now() >= next_lag {
+                // Lag is worth a look, not a halt: a broker that does not answer is noticed by polling.
+                if let Ok(marks) = source.watermarks() {
+                    let done = self.status.position();
+                    self.status.set_lag(marks.into_iter().map(|(p, w)| {
+                        let from = done.get(&p).unwrap_or(w.low).max(w.low);
+                        let behind = (w.high.0 - from.0).max(0) as u64;
+                        (p, behind)
+                    }));
+                }
+                next_lag = Instant::now() + LAG_EVERY;
+            }
+            let Some(polled) = self.retry(|| source.poll(POLL).map_err(Trouble::from))? else { break };
+            let Some(batch) = polled else { continue };
+            let metrics = self.status.metrics();
+            metrics.source_messages.inc_by(batch.messages.len() as u64);
+            metrics.source_bytes.inc_by(batch.bytes.len() as u64);
+            let Some(n) = self.config.sources.iter().position(|s| s.topic == batch.partition.topic) else { continue };
+            let decoder = &mut decoders[n];
+            let decoded = self.retry(|| {
+                runtime.block_on(decoder.decode(&batch)).map_err(|e| Trouble { passing: true, reason: e.to_string() })
+            })?;
+            let Some(mut decoded) = decoded else { break };
+            metrics.count_events(&decoded.counts);
+            decoded.rejects.iter().for_each(|r| metrics.count_reject(r.rule));
+            self.shared.read.lock().expect("no holder of this lock panics").advance(&decoded.partition, decoded.end);
+            // A full queue is the bound at work: the source waits.
+            loop {
+                match send.try_send(decoded) {
+                    Ok(()) => break,
+                    Err(TrySendError::Full(back)) if !self.stop.load(Ordering::SeqCst) => {
+                        decoded = back;
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    Err(_) => return Ok(()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the source at its first offset and says how far the view has to come before the index may follow it.
+    fn begin(&self, source: &mut KafkaSource) -> Result<Position, Trouble> {
+        self.status.set_state(State::Hydrating, "reading the topics from their first offset");
+        let marks: BTreeMap<Partition, source::Watermarks> = source.watermarks()?.into_iter().collect();
+        let mut target = Position::default();
+        for (partition, marks) in &marks {
+            let announced = self.announced.get(partition).unwrap_or_default();
+            if announced > marks.high {
+                tracing::warn!(%partition, announced = announced.0, high = marks.high.0, "the topic ends before what the index has seen: it was made anew, and is read as new");
+            }
+            if marks.low > Offset(0) {
+                tracing::warn!(%partition, low = marks.low.0, "the topic no longer begins at its first offset; rows that only its lost part had are not known");
+            }
+            target.advance(partition, announced.min(marks.high));
+        }
+        source.seek(&Position::default())?;
+        Ok(target)
+    }
+
+    /// Tries until it works; `None` when the service is to stop. Waiting is said once and over when it works again.
+    fn retry<T>(&self, mut work: impl FnMut() -> Result<T, Trouble>) -> Result<Option<T>, String> {
+        let mut backoff = Duration::from_millis(50);
+        let mut before = None;
+        loop {
+            match work() {
+                Ok(done) => {
+                    if let Some((state, why)) = before {
+                        tracing::info!("the peer answers again");
+                        self.status.set_state(state, why);
+                    }
+                    return Ok(Some(done));
+                }
+                Err(trouble) if !trouble.passing => return Err(trouble.reason),
+                Err(trouble) => {
+                    if before.is_none() {
+                        tracing::warn!(reason = trouble.reason, "waiting for a peer");
+                        before = Some(self.status.state_and_why());
+                    }
+                    self.status.set_state(State::Waiting, trouble.reason);
+                }
+            }
+            let until = Instant::now() + backoff;
+            while Instant::now() < until {
+                if self.stop.load(Ordering::SeqCst) {
+                    return Ok(None);
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
+    }
+}
+
+struct Trouble {
+    passing: bool,
+    reason: String,
+}
+
+impl From<source::Error> for Trouble {
+    fn from(e: source::Error) -> Trouble {
+        Trouble { passing: e.is_passing(), reason: e.to_string() }
+    }
+}
