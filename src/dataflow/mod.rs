@@ -3,17 +3,30 @@
 //! The invariant: after each epoch the view equals its SQL over the latest row of every key. An event that changes nothing, and an event
 //! that was seen before, produce nothing. The cost of an epoch follows its changes, not the size of the tables.
 
+mod accumulator;
+mod aggregate;
+mod codec;
+mod epochs;
+mod exact;
+mod graph;
+mod key;
+mod layout;
 mod linear;
 mod plan;
+mod presence;
+mod render;
+mod stats;
 #[cfg(test)]
 mod tests;
 mod upsert;
 mod view;
+mod window;
 mod worker;
 
 use std::sync::Arc;
 
 pub use plan::{Plan, PlanError, Table};
+pub use stats::OperatorStatus;
 pub use worker::{Engine, Handle, Stopped};
 
 use crate::time::Epoch;
@@ -35,6 +48,8 @@ pub struct ViewChange {
 pub struct EpochOutput {
     pub epoch: Epoch,
     pub changes: Vec<ViewChange>,
+    /// Net diffs of the rows of a view without a key, sorted.
+    pub diffs: Vec<(Row, isize)>,
     /// Keys of the view after the epoch.
     pub view_rows: usize,
     /// Keys that several rows of the view have now. The smallest row stands for them, whichever came first.
@@ -46,7 +61,7 @@ pub struct EpochOutput {
 /// A row that the model could not be computed for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct FailedRow {
-    /// The table's row in row format.
+    /// The row that the operator was given, in row format, or the key of the rows that failed together.
     pub row: Row,
     pub reason: String,
     /// +1 when it began to fail, -1 when it is gone or healed.

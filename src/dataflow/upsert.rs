@@ -8,6 +8,7 @@ use std::sync::Arc;
 use ahash::AHashMap;
 
 use super::Row;
+use super::stats::Size;
 use crate::decode::RowType;
 
 /// What arrives at a worker: one change of one key of one table.
@@ -29,11 +30,12 @@ pub(super) enum EventOp {
 pub(super) struct Upsert {
     rows: AHashMap<Box<[u8]>, Row>,
     row_type: Arc<RowType>,
+    size: Size,
 }
 
 impl Upsert {
     pub fn new(row_type: Arc<RowType>) -> Upsert {
-        Upsert { rows: AHashMap::new(), row_type }
+        Upsert { rows: AHashMap::new(), row_type, size: Size::default() }
     }
 
     /// Applies a change and emits its diffs.
@@ -47,10 +49,12 @@ impl Upsert {
                 match self.rows.get_mut(&event.key) {
                     Some(old) if **old == *row => {}
                     Some(old) => {
+                        self.size.bytes += row.len() as i64 - old.len() as i64;
                         emit(std::mem::replace(old, row.clone()), -1);
                         emit(row, 1);
                     }
                     None => {
+                        self.size.add(event.key.len() + row.len());
                         self.rows.insert(event.key, row.clone());
                         emit(row, 1);
                     }
@@ -58,11 +62,19 @@ impl Upsert {
             }
             EventOp::Delete => {
                 if let Some(old) = self.rows.remove(&event.key) {
+                    self.size.remove(event.key.len() + old.len());
                     emit(old, -1);
                 }
             }
-            EventOp::Truncate => self.rows.drain().for_each(|(_, old)| emit(old, -1)),
+            EventOp::Truncate => {
+                self.size = Size::default();
+                self.rows.drain().for_each(|(_, old)| emit(old, -1));
+            }
         }
+    }
+
+    pub fn size(&self) -> Size {
+        self.size
     }
 }
 

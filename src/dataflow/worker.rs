@@ -4,21 +4,25 @@
 //! nobody but their input.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use differential_dataflow::consolidation::consolidate_updates;
-use timely::dataflow::channels::pact::{Exchange, Pipeline};
+use differential_dataflow::consolidation::{consolidate, consolidate_updates};
+use timely::container::CapacityContainerBuilder;
+use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::Probe;
-use timely::dataflow::operators::generic::Operator;
-use timely::dataflow::{InputHandle, ProbeHandle};
+use timely::dataflow::operators::generic::Operator as _;
+use timely::dataflow::{InputHandle, ProbeHandle, Scope};
 
-use super::linear::Linear;
-use super::plan::{Node, Plan};
+use super::epochs::{Diffs, Updates};
+use super::graph::Operator;
+use super::plan::Plan;
+use super::render::{Failures, Rendering};
+use super::stats::{OperatorStatus, Share, Stats};
 use super::upsert::{Event, EventOp, Upsert};
 use super::view::{View, ViewDiff};
 use super::{EpochOutput, FailedRow, Row};
@@ -38,26 +42,29 @@ pub struct Engine;
 
 /// Feeds a running dataflow and takes its results. Dropping it shuts the dataflow down.
 pub struct Handle {
+    plan: Arc<Plan>,
+    stats: Arc<[Arc<Stats>]>,
     input: Option<SyncSender<(Epoch, Vec<Decoded>)>>,
     output: Mutex<Receiver<EpochOutput>>,
     thread: Option<JoinHandle<()>>,
 }
-
-/// A row of the view with its key, or a row that failed and why; its time and diff.
-type Evaluation = (Result<(Box<[u8]>, Row), (Row, String)>, u64, isize);
 
 type Seed = (Receiver<(Epoch, Vec<Decoded>)>, std::sync::mpsc::Sender<EpochOutput>);
 
 impl Engine {
     /// Starts `workers` threads. `row_types` are the tables', in the plan's order, which is the sources'.
     pub fn start(plan: Plan, row_types: Vec<Arc<RowType>>, workers: usize) -> Result<Handle, String> {
+        let plan = Arc::new(plan);
+        let stats: Arc<[Arc<Stats>]> = plan.graph.nodes.iter().map(|_| Arc::default()).collect();
+        let failures = Failures::default();
         let (input, commands) = sync_channel(EPOCHS_IN_FLIGHT);
         let (results, output) = channel();
         let seed: Arc<Mutex<Option<Seed>>> = Arc::new(Mutex::new(Some((commands, results))));
         let config = if workers > 1 { timely::Config::process(workers) } else { timely::Config::thread() };
+        let (of_workers, counters) = (plan.clone(), stats.clone());
         let guards = timely::execute(config, move |worker| {
             let seed = if worker.index() == 0 { seed.lock().ok().and_then(|mut s| s.take()) } else { None };
-            run(worker, &plan, &row_types, seed);
+            run(worker, &of_workers, &row_types, &failures, &counters, seed);
         })?;
         let thread = std::thread::Builder::new()
             .name("dataflow".into())
@@ -69,7 +76,7 @@ impl Engine {
                 }
             })
             .map_err(|e| e.to_string())?;
-        Ok(Handle { input: Some(input), output: Mutex::new(output), thread: Some(thread) })
+        Ok(Handle { plan, stats, input: Some(input), output: Mutex::new(output), thread: Some(thread) })
     }
 }
 
@@ -77,6 +84,19 @@ impl Handle {
     /// Feeds one epoch; waits while too many are under way. Epochs only grow.
     pub fn send(&self, epoch: Epoch, decoded: Vec<Decoded>) -> Result<(), Stopped> {
         self.input.as_ref().ok_or(Stopped)?.send((epoch, decoded)).map_err(|_| Stopped)
+    }
+
+    /// The operators, inputs first, and what each holds and has done.
+    pub fn operators(&self) -> Vec<OperatorStatus> {
+        let graph = &self.plan.graph;
+        let status = |id: usize| {
+            let node = &graph.nodes[id];
+            let (state_rows, state_bytes, updates) = self.stats[id].read();
+            let inputs = graph.inputs(id);
+            let (operator, model) = (node.describe(), node.model.to_string());
+            OperatorStatus { id, operator, model, inputs, state_rows, state_bytes, updates }
+        };
+        graph.needed([self.plan.view]).into_iter().map(status).collect()
     }
 
     /// The next finished epoch; `None` when there is none within `timeout`.
@@ -99,165 +119,215 @@ impl Drop for Handle {
     }
 }
 
-/// What has arrived of the epochs that are not done, at the worker that gathers.
+/// What has arrived of the view in the epochs that are not done, at the worker that gathers.
 #[derive(Default)]
 struct Gathered {
-    diffs: BTreeMap<u64, Vec<ViewDiff>>,
-    failed: BTreeMap<u64, Vec<FailedRow>>,
+    keyed: BTreeMap<u64, Vec<ViewDiff>>,
+    rows: BTreeMap<u64, Vec<(Row, isize)>>,
 }
 
-fn run(worker: &mut timely::worker::Worker, plan: &Plan, row_types: &[Arc<RowType>], seed: Option<Seed>) {
-    let Node::Linear { table, stages } = plan.node.clone();
-    let row_type = row_types[table].clone();
+type Input = InputHandle<u64, CapacityContainerBuilder<Vec<Event>>>;
+
+fn run(
+    worker: &mut timely::worker::Worker,
+    plan: &Plan,
+    row_types: &[Arc<RowType>],
+    failures: &Failures,
+    stats: &Arc<[Arc<Stats>]>,
+    seed: Option<Seed>,
+) {
     let gathered = Rc::new(RefCell::new(Gathered::default()));
-    let mut input = InputHandle::<u64, timely::container::CapacityContainerBuilder<Vec<Event>>>::new();
     let probe = ProbeHandle::new();
-    let peers = worker.peers() as u64;
-    worker.dataflow::<u64, _, _>(|scope| {
-        let mut upsert = Upsert::new(row_type.clone());
-        let rows = input
-            .to_stream(scope)
-            .unary::<timely::container::CapacityContainerBuilder<Vec<(Row, u64, isize)>>, _, _, _>(
-                Exchange::new(|event: &Event| event.route),
-                "upsert",
-                |_, _| {
-                    move |input, output| {
-                        // Container by container as they come: grouping them could put two of one epoch in another order.
-                        input.for_each(|stamp, events| {
-                            // Records without a time make no claim on the view; none is ever sent.
-                            let Some(time) = stamp.stamp().least().copied() else { return };
-                            let mut diffs = Vec::new();
-                            for event in events.drain(..) {
-                                upsert.apply(event, |row, diff| diffs.push((row, time, diff)));
-                            }
-                            consolidate_updates(&mut diffs);
-                            output.session(&stamp).give_iterator(diffs.into_iter());
-                        });
-                    }
-                },
-            );
-        let linear = Linear::new(row_type.clone(), stages, &plan.view_schema, plan.key_column);
-        let view = rows.unary::<timely::container::CapacityContainerBuilder<Vec<Evaluation>>, _, _, _>(
-            Pipeline,
-            "linear",
-            |_, _| {
-                move |input, output| {
-                    input.for_each(|stamp, diffs| {
-                        let rows: Vec<&[u8]> = diffs.iter().map(|(row, _, _)| &**row).collect();
-                        let (done, failed) = linear.evaluate(&rows);
-                        let mut session = output.session(&stamp);
-                        for evaluated in done {
-                            let (_, time, diff) = &diffs[evaluated.input];
-                            session.give((Ok((evaluated.key, evaluated.row)), *time, *diff));
-                        }
-                        for (input, reason) in failed {
-                            let (row, time, diff) = &diffs[input];
-                            session.give((Err((row.clone(), reason)), *time, *diff));
-                        }
-                        drop(session);
-                        diffs.clear();
-                    });
+    let place = (worker.index(), worker.peers());
+    let needed = plan.graph.needed([plan.view]);
+    let inputs = worker.dataflow::<u64, _, _>(|scope| {
+        let (mut inputs, mut sources) = (Vec::new(), Vec::new());
+        for (table, row_type) in row_types.iter().enumerate() {
+            let source = needed
+                .iter()
+                .find(|id| matches!(&plan.graph.nodes[**id].operator, Operator::Source { table: t } if *t == table));
+            // A table that no model reads is not kept.
+            let (input, rows) = match source {
+                Some(id) => {
+                    let mut input = Input::new();
+                    let rows = latest(&mut input, scope.clone(), row_type.clone(), Share::new(stats[*id].clone()));
+                    (Some(input), Some(rows))
                 }
-            },
-        );
+                None => (None, None),
+            };
+            inputs.push(input);
+            sources.push(rows);
+        }
+        let mut rendering = Rendering::new(scope, &plan.graph, sources, failures.clone(), stats.clone(), place);
+        rendering.build(&[plan.view]);
         let into = gathered.clone();
-        view.unary::<timely::container::CapacityContainerBuilder<Vec<()>>, _, _, _>(
-            Exchange::new(|_: &Evaluation| 0),
+        if plan.keyed {
+            let view = rendering.keyed(plan.view);
+            gather(view, &probe, move |time, (key, row), diff| {
+                let key: Box<[u8]> = Box::from(&*key);
+                into.borrow_mut().keyed.entry(time).or_default().push(((key, row), diff));
+            });
+        } else {
+            let view = rendering.rows(plan.view);
+            gather(view, &probe, move |time, row, diff| {
+                into.borrow_mut().rows.entry(time).or_default().push((row, diff));
+            });
+        }
+        inputs
+    });
+    if let Some((commands, results)) = seed {
+        let feed = Feed { inputs, probe, gathered, failures: failures.clone(), commands, results, keyed: plan.keyed };
+        feed.run(worker);
+    }
+    // The others only have their share of the work, and end when the first one closes its inputs.
+}
+
+/// The latest rows of a table as diffs.
+fn latest<'scope>(
+    input: &mut Input,
+    scope: Scope<'scope, u64>,
+    row_type: Arc<RowType>,
+    mut share: Share,
+) -> Diffs<'scope, Row> {
+    let mut upsert = Upsert::new(row_type);
+    input.to_stream(scope).unary::<CapacityContainerBuilder<Updates<Row>>, _, _, _>(
+        Exchange::new(|event: &Event| event.route),
+        "upsert",
+        |_, _| {
+            move |input, output| {
+                // Container by container as they come: grouping them could put two of one epoch in another order.
+                input.for_each(|stamp, events| {
+                    // Records without a time make no claim on the view; none is ever sent.
+                    let Some(time) = stamp.stamp().least().copied() else { return };
+                    let mut diffs = Vec::new();
+                    for event in events.drain(..) {
+                        upsert.apply(event, |row, diff| diffs.push((row, time, diff)));
+                    }
+                    consolidate_updates(&mut diffs);
+                    share.updates(diffs.len());
+                    share.holds(upsert.size());
+                    output.session(&stamp).give_iterator(diffs.into_iter());
+                });
+            }
+        },
+    )
+}
+
+/// Brings a stream to the first worker.
+fn gather<'scope, D>(stream: Diffs<'scope, D>, probe: &ProbeHandle<u64>, mut take: impl FnMut(u64, D, isize) + 'static)
+where
+    D: differential_dataflow::ExchangeData,
+{
+    stream
+        .unary::<CapacityContainerBuilder<Vec<()>>, _, _, _>(
+            Exchange::new(|_: &(D, u64, isize)| 0),
             "gather",
             |_, _| {
                 move |input, _| {
-                    input.for_each(|_, diffs| {
-                        let mut gathered = into.borrow_mut();
-                        for (result, time, diff) in diffs.drain(..) {
-                            match result {
-                                Ok(keyed) => gathered.diffs.entry(time).or_default().push((keyed, diff)),
-                                Err((row, reason)) => {
-                                    gathered.failed.entry(time).or_default().push(FailedRow { row, reason, diff })
-                                }
-                            }
-                        }
-                    });
+                    input.for_each(|_, updates| updates.drain(..).for_each(|(d, time, diff)| take(time, d, diff)));
                 }
             },
         )
         .container::<Vec<()>>()
-        .probe_with(&probe);
-    });
-    match seed {
-        Some((commands, results)) => feed(worker, input, &probe, peers, table, &commands, &results, &gathered),
-        // The others only have their share of the work, and end when the first one closes its input.
-        None => input.close(),
-    }
+        .probe_with(probe);
 }
 
-#[allow(clippy::too_many_arguments)]
-fn feed(
-    worker: &mut timely::worker::Worker,
-    mut input: InputHandle<u64, timely::container::CapacityContainerBuilder<Vec<Event>>>,
-    probe: &ProbeHandle<u64>,
-    peers: u64,
-    table: usize,
-    commands: &Receiver<(Epoch, Vec<Decoded>)>,
-    results: &std::sync::mpsc::Sender<EpochOutput>,
-    gathered: &Rc<RefCell<Gathered>>,
-) {
-    let hasher = ahash::RandomState::with_seeds(1, 2, 3, 4);
-    let mut applied = Position::default();
-    let mut view = View::default();
-    let mut under_way: std::collections::VecDeque<Epoch> = Default::default();
-    loop {
-        // With nothing under way there is nothing to step for: sleep until something comes.
-        let command = if under_way.is_empty() {
-            commands.recv().map_err(|_| TryRecvError::Disconnected)
-        } else {
-            commands.try_recv()
-        };
-        match command {
-            Ok((epoch, decoded)) => {
-                input.advance_to(epoch.0);
-                for batch in decoded.into_iter() {
-                    let seen = applied.get(&batch.partition).unwrap_or_default();
-                    for change in batch.changes.into_iter().filter(|c| c.offset >= seen && batch.source == table) {
-                        let op = match change.op {
-                            Op::Upsert { row, unavailable } => EventOp::Upsert { row, unavailable },
-                            Op::Delete => EventOp::Delete,
-                            Op::Truncate => {
-                                for route in 0..peers {
-                                    input.send(Event { route, key: Box::default(), op: EventOp::Truncate });
-                                }
-                                continue;
-                            }
-                        };
-                        input.send(Event { route: hasher.hash_one(&change.key), key: change.key, op });
-                    }
-                    applied.advance(&batch.partition, batch.end);
-                }
-                input.advance_to(epoch.0 + 1);
-                under_way.push_back(epoch);
-            }
-            Err(TryRecvError::Empty) => {
-                worker.step_or_park(Some(Duration::from_micros(200)));
-            }
-            Err(TryRecvError::Disconnected) if under_way.is_empty() => return,
-            Err(TryRecvError::Disconnected) => {
-                worker.step();
-            }
-        }
-        while let Some(epoch) = under_way.front().copied().filter(|e| !probe.less_than(&(e.0 + 1))) {
-            under_way.pop_front();
-            let (diffs, failed_rows) = {
-                let mut gathered = gathered.borrow_mut();
-                (
-                    gathered.diffs.remove(&epoch.0).unwrap_or_default(),
-                    gathered.failed.remove(&epoch.0).unwrap_or_default(),
-                )
+/// The first worker's part: it takes epochs, hands their events to all, and tells what came of them.
+struct Feed {
+    /// One for each table; `None` for a table that no model reads.
+    inputs: Vec<Option<Input>>,
+    probe: ProbeHandle<u64>,
+    gathered: Rc<RefCell<Gathered>>,
+    failures: Failures,
+    commands: Receiver<(Epoch, Vec<Decoded>)>,
+    results: std::sync::mpsc::Sender<EpochOutput>,
+    keyed: bool,
+}
+
+impl Feed {
+    fn run(mut self, worker: &mut timely::worker::Worker) {
+        let peers = worker.peers() as u64;
+        let hasher = ahash::RandomState::with_seeds(1, 2, 3, 4);
+        let mut applied = Position::default();
+        let mut view = View::default();
+        let mut under_way: VecDeque<Epoch> = VecDeque::new();
+        loop {
+            // With nothing under way there is nothing to step for: sleep until something comes.
+            let command = if under_way.is_empty() {
+                self.commands.recv().map_err(|_| TryRecvError::Disconnected)
+            } else {
+                self.commands.try_recv()
             };
-            let changes = view.apply(diffs);
-            let output =
-                EpochOutput { epoch, changes, view_rows: view.len(), duplicate_keys: view.duplicates(), failed_rows };
-            if results.send(output).is_err() {
-                return;
+            match command {
+                Ok((epoch, decoded)) => {
+                    self.advance(epoch.0);
+                    for batch in decoded {
+                        let seen = applied.get(&batch.partition).unwrap_or_default();
+                        applied.advance(&batch.partition, batch.end);
+                        let Some(input) = &mut self.inputs[batch.source] else { continue };
+                        for change in batch.changes.into_iter().filter(|c| c.offset >= seen) {
+                            let op = match change.op {
+                                Op::Upsert { row, unavailable } => EventOp::Upsert { row, unavailable },
+                                Op::Delete => EventOp::Delete,
+                                Op::Truncate => {
+                                    for route in 0..peers {
+                                        input.send(Event { route, key: Box::default(), op: EventOp::Truncate });
+                                    }
+                                    continue;
+                                }
+                            };
+                            input.send(Event { route: hasher.hash_one(&change.key), key: change.key, op });
+                        }
+                    }
+                    self.advance(epoch.0 + 1);
+                    under_way.push_back(epoch);
+                }
+                Err(TryRecvError::Empty) => {
+                    worker.step_or_park(Some(Duration::from_micros(200)));
+                }
+                Err(TryRecvError::Disconnected) if under_way.is_empty() => return,
+                Err(TryRecvError::Disconnected) => {
+                    worker.step();
+                }
+            }
+            while let Some(epoch) = under_way.front().copied().filter(|e| !self.probe.less_than(&(e.0 + 1))) {
+                under_way.pop_front();
+                if self.results.send(self.output(epoch, &mut view)).is_err() {
+                    return;
+                }
             }
         }
+    }
+
+    fn advance(&mut self, time: u64) {
+        self.inputs.iter_mut().flatten().for_each(|input| input.advance_to(time));
+    }
+
+    /// What an epoch that is over came to; constants, which were there before the first epoch, come with it.
+    fn output(&self, epoch: Epoch, view: &mut View) -> EpochOutput {
+        let (mut keyed, mut diffs) = (Vec::new(), Vec::new());
+        {
+            let mut gathered = self.gathered.borrow_mut();
+            while let Some(entry) = gathered.keyed.first_entry().filter(|e| *e.key() <= epoch.0) {
+                keyed.append(&mut entry.remove());
+            }
+            while let Some(entry) = gathered.rows.first_entry().filter(|e| *e.key() <= epoch.0) {
+                diffs.append(&mut entry.remove());
+            }
+        }
+        consolidate(&mut diffs);
+        let mut failed = Vec::new();
+        {
+            let mut failures = self.failures.lock().expect("no holder of this lock panics");
+            while let Some(entry) = failures.first_entry().filter(|e| *e.key() <= epoch.0) {
+                failed.extend(entry.remove().into_iter().map(|f| ((f.row, f.reason), f.diff)));
+            }
+        }
+        // A row that failed on two ways with one result each way has not changed.
+        consolidate(&mut failed);
+        let failed_rows = failed.into_iter().map(|((row, reason), diff)| FailedRow { row, reason, diff }).collect();
+        let changes = if self.keyed { view.apply(keyed) } else { Vec::new() };
+        let (view_rows, duplicate_keys) = (view.len(), view.duplicates());
+        EpochOutput { epoch, changes, diffs, view_rows, duplicate_keys, failed_rows }
     }
 }

@@ -49,6 +49,13 @@ pub(super) struct RowCells<'a> {
 impl RowPlan {
     /// All columns of the contract.
     pub fn row(schema: &Schema, record: &Record, row_type: &RowType) -> Result<RowPlan, Bad> {
+        for column in &row_type.unread {
+            match record.field(&column.name) {
+                Some(field) => drop(writer_type(schema, field.node, column)?),
+                None if column.default.is_none() => return Err(lacking(column)),
+                None => {}
+            }
+        }
         Self::of(schema, record, row_type, (0..row_type.columns.len()).collect())
     }
 
@@ -76,12 +83,8 @@ impl RowPlan {
             };
             fields.push(PlanField { name: field.name.clone(), node: field.node, take });
         }
-        if let Some(lacking) = missing.iter().map(column).find(|c| c.default.is_none()) {
-            let reason = format!(
-                "the writer's schema lacks the column {}, which the contract wants and gives no default for",
-                lacking.name
-            );
-            return Err(bad(Rule::Contract, reason));
+        if let Some(column) = missing.iter().map(column).find(|c| c.default.is_none()) {
+            return Err(lacking(column));
         }
         Ok(RowPlan { fields, missing, wanted })
     }
@@ -165,6 +168,14 @@ impl RowPlan {
             Err(e) => row.misfit = Some(bad(Rule::Value, format!("column {}: {e}", column.name))),
         }
     }
+}
+
+fn lacking(column: &ContractColumn) -> Bad {
+    let reason = format!(
+        "the writer's schema lacks the column {}, which the contract wants and gives no default for",
+        column.name
+    );
+    bad(Rule::Contract, reason)
 }
 
 /// The writer's type of a column, which has to promote to the contract's.

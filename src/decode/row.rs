@@ -23,12 +23,15 @@ pub struct ContractError(pub(super) String);
 /// The columns of a source's rows.
 pub struct RowType {
     pub(super) columns: Vec<ContractColumn>,
+    /// Columns of the contract that nobody reads: a writer has to keep them, their values are skipped.
+    pub(super) unread: Vec<ContractColumn>,
     schema: SchemaRef,
     key_columns: Vec<usize>,
     converter: RowConverter,
 }
 
 /// One column of the contract.
+#[derive(Clone)]
 pub(super) struct ContractColumn {
     pub name: Box<str>,
     pub ty: Type,
@@ -71,7 +74,22 @@ impl RowType {
             .collect::<Result<Vec<_>, _>>()?;
         let fields: Vec<Field> = columns.iter().map(|c| Field::new(&*c.name, c.ty.arrow.clone(), c.nullable)).collect();
         let converter = converter(fields.iter()).map_err(|e| fail(e.to_string()))?;
-        Ok(RowType { columns, schema: Arc::new(ArrowSchema::new(fields)), key_columns, converter })
+        Ok(RowType { columns, unread: vec![], schema: Arc::new(ArrowSchema::new(fields)), key_columns, converter })
+    }
+
+    /// The same contract with only the columns that are read, and the key's; `read` has a flag for each column.
+    pub fn pruned(&self, read: &[bool]) -> RowType {
+        let kept: Vec<usize> = (0..self.columns.len()).filter(|c| read[*c] || self.key_columns.contains(c)).collect();
+        let unread = (0..self.columns.len()).filter(|c| !kept.contains(c)).map(|c| self.columns[c].clone());
+        let schema = self.schema.project(&kept).expect("the columns are the schema's");
+        let place = |column: &usize| kept.binary_search(column).expect("the key is kept");
+        RowType {
+            columns: kept.iter().map(|c| self.columns[*c].clone()).collect(),
+            unread: self.unread.iter().cloned().chain(unread).collect(),
+            key_columns: self.key_columns.iter().map(place).collect(),
+            converter: converter(schema.fields().iter().map(|f| f.as_ref())).expect("it was made for all columns"),
+            schema: Arc::new(schema),
+        }
     }
 
     pub fn schema(&self) -> &SchemaRef {

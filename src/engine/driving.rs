@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Shared;
 use crate::config;
@@ -14,6 +14,9 @@ use crate::decode::Decoded;
 use crate::serve::{State, Status};
 use crate::time::{Epoch, Position};
 use crate::validate::Quarantine;
+
+/// How often the dataflow's operators are looked at.
+const OPERATORS_EVERY: Duration = Duration::from_secs(1);
 
 /// What the thread needs.
 pub(super) struct Driving {
@@ -29,7 +32,12 @@ impl Driving {
     pub fn run(mut self, receive: &Receiver<Decoded>) -> Result<(), String> {
         let mut epoch = self.first;
         let mut position = Position::default();
+        let mut told = Instant::now();
         loop {
+            if told.elapsed() >= OPERATORS_EVERY {
+                self.status.set_operators(self.handle.operators());
+                told = Instant::now();
+            }
             let first = match receive.recv_timeout(Duration::from_millis(100)) {
                 Ok(decoded) => decoded,
                 Err(RecvTimeoutError::Timeout) => continue,

@@ -21,20 +21,26 @@ pub fn plan(config: &Config) -> Result<(Plan, Vec<Arc<RowType>>), Vec<Problem>> 
     if !problems.is_empty() {
         return Err(problems);
     }
+    let whole = planned(config, &row_types)?;
+    if whole.view_schema().index_of(&config.index.text).is_err() {
+        let reason = format!("the view {} has no column {}", config.view, config.index.text);
+        return Err(vec![Problem { key: "index.text".into(), reason }]);
+    }
+    // Columns that no model reads are neither decoded nor kept: the same models over what is left.
+    let read = whole.columns_read();
+    let row_types: Vec<_> = row_types.iter().zip(read).map(|(r, read)| Arc::new(r.pruned(&read))).collect();
+    Ok((planned(config, &row_types)?, row_types))
+}
+
+fn planned(config: &Config, row_types: &[Arc<RowType>]) -> Result<Plan, Vec<Problem>> {
     let tables: Vec<Table> = config
         .sources
         .iter()
-        .zip(&row_types)
+        .zip(row_types)
         .map(|(s, r)| Table { schema: s.schema.clone(), table: s.table.clone(), columns: r.schema().clone() })
         .collect();
-    match Plan::new(&config.models, &config.view, &tables, &config.index.key) {
-        Ok(plan) if plan.view_schema().index_of(&config.index.text).is_err() => Err(vec![Problem {
-            key: "index.text".into(),
-            reason: format!("the view {} has no column {}", config.view, config.index.text),
-        }]),
-        Ok(plan) => Ok((plan, row_types)),
-        Err(e) => Err(vec![Problem { key: "models".into(), reason: e.to_string() }]),
-    }
+    Plan::new(&config.models, &config.view, &tables, &config.index.key)
+        .map_err(|e| vec![Problem { key: "models".into(), reason: e.to_string() }])
 }
 
 /// Whether the broker answers, and what it keeps of the topics.

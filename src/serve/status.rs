@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::freshness::{WINDOW, Window};
 use super::metrics::{EventOp, Metrics};
+use crate::dataflow::OperatorStatus;
 use crate::decode::Rule;
 use crate::time::{Epoch, Partition, Position};
 
@@ -63,6 +64,9 @@ struct Now {
     epoch: Epoch,
     position: Position,
     lag: BTreeMap<Partition, u64>,
+    /// The dataflow's operators, each with its updates in a second since it was told of before.
+    operators: Vec<(OperatorStatus, f64)>,
+    operators_told: Instant,
 }
 
 impl Status {
@@ -75,6 +79,8 @@ impl Status {
             epoch: Epoch(0),
             position: Position::default(),
             lag: BTreeMap::new(),
+            operators: Vec::new(),
+            operators_told: started,
         };
         Status {
             metrics,
@@ -148,6 +154,21 @@ impl Status {
         self.now().lag = lag;
     }
 
+    /// What the dataflow's operators hold and have done, inputs first.
+    pub fn set_operators(&self, operators: Vec<OperatorStatus>) {
+        let mut now = self.now();
+        let seconds = now.operators_told.elapsed().as_secs_f64().max(1e-3);
+        let before: BTreeMap<usize, u64> = now.operators.iter().map(|(o, _)| (o.id, o.updates)).collect();
+        now.operators = operators
+            .into_iter()
+            .map(|o| {
+                let since = o.updates - before.get(&o.id).copied().unwrap_or(0).min(o.updates);
+                (o, since as f64 / seconds)
+            })
+            .collect();
+        now.operators_told = Instant::now();
+    }
+
     /// Events of all partitions that are not searchable yet.
     pub fn lag_total(&self) -> u64 {
         self.now().lag.values().sum()
@@ -195,6 +216,16 @@ impl Status {
                 "rejects": Rule::ALL.iter().map(|rule| (rule.name().to_string(), m.rejects(*rule).into())).collect::<Map<_, _>>(),
             },
             "view": {"rows": m.view_rows.get(), "changes": m.view_changes.get(), "epochs": m.epochs.get()},
+            "operators": now.operators.iter().map(|(o, rate)| json!({
+                "id": o.id,
+                "operator": o.operator,
+                "model": o.model,
+                "inputs": o.inputs,
+                "state_rows": o.state_rows,
+                "state_bytes": o.state_bytes,
+                "updates": o.updates,
+                "updates_per_s": (rate * 10.0).round() / 10.0,
+            })).collect::<Vec<_>>(),
             "embed": {
                 "asked": m.embeds_asked.get(),
                 "cached": m.embeds_cached.get(),

@@ -3,6 +3,8 @@
 //! The invariant: a plan exists only if every node of it can be maintained incrementally and every function gives the same answer each
 //! time; what cannot is refused by name, with its line. DataFusion parses, resolves and optimises; the same plan run in batch is the oracle.
 
+mod lower;
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -14,9 +16,10 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::datasource::empty::EmptyTable;
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
-use datafusion::physical_expr::{PhysicalExpr, create_physical_expr};
 use datafusion::prelude::{SessionConfig, SessionContext};
 
+use self::lower::{Lowering, Refusal, Relations};
+use super::graph::{Graph, KeyedValue, NodeId, NullKeys, Operator};
 use crate::config::Model;
 
 /// A table that models may read: dbt's source.
@@ -41,37 +44,27 @@ pub enum PlanError {
     View { view: String, reason: String },
 }
 
-/// One step on rows of one table.
-#[derive(Clone, Debug)]
-pub(super) enum Stage {
-    Project(Vec<Arc<dyn PhysicalExpr>>, SchemaRef),
-    Filter(Arc<dyn PhysicalExpr>),
-}
-
-/// The maintained graph: joins and aggregates become further variants here, each an operator with a file of its own.
-#[derive(Clone, Debug)]
-pub(super) enum Node {
-    /// Rows of a table, stage by stage.
-    Linear { table: usize, stages: Vec<Stage> },
-}
-
+/// Models as a graph of operators.
 #[derive(Clone)]
 pub struct Plan {
-    pub(super) node: Node,
-    pub(super) view_schema: SchemaRef,
-    pub(super) key_column: usize,
+    pub(super) graph: Graph,
+    pub(super) view: NodeId,
+    /// Whether the view's rows come out under a key; otherwise as a multiset.
+    pub(super) keyed: bool,
+    view_schema: SchemaRef,
     models: Vec<Model>,
-    view: String,
+    view_name: String,
     tables: Vec<Table>,
     shown: String,
 }
 
 impl fmt::Debug for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Plan").field("node", &self.node).finish_non_exhaustive()
+        f.debug_struct("Plan").field("graph", &self.graph).finish_non_exhaustive()
     }
 }
 
+/// The optimised logical plan of the view.
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.shown)
@@ -79,54 +72,98 @@ impl fmt::Display for Plan {
 }
 
 impl Plan {
-    /// Plans `view` over `tables`, which it names by dbt's `source` and `ref`.
+    /// Plans `view` over `tables`, which it names by dbt's `source` and `ref`; its rows come out by the column `index_key`.
     pub fn new(models: &[Model], view: &str, tables: &[Table], index_key: &str) -> Result<Plan, PlanError> {
-        futures::executor::block_on(Self::plan(models, view, tables, index_key))
+        futures::executor::block_on(Self::plan(models, view, tables, Some(index_key)))
     }
 
-    async fn plan(models: &[Model], view: &str, tables: &[Table], index_key: &str) -> Result<Plan, PlanError> {
+    /// Plans a view without a key: its rows come out as the diffs of a multiset.
+    pub fn query(models: &[Model], view: &str, tables: &[Table]) -> Result<Plan, PlanError> {
+        futures::executor::block_on(Self::plan(models, view, tables, None))
+    }
+
+    async fn plan(models: &[Model], view: &str, tables: &[Table], index_key: Option<&str>) -> Result<Plan, PlanError> {
         let refused = |reason: String| PlanError::View { view: view.into(), reason };
         let context = context();
-        for table in tables {
+        let mut graph = Graph::default();
+        let mut relations = Relations::new();
+        for (n, table) in tables.iter().enumerate() {
             let provider = Arc::new(EmptyTable::new(table.columns.clone()));
             context.register_table(table.name(), provider).map_err(|e| refused(message(&e)))?;
+            let name: Arc<str> = format!("{}.{}", table.schema, table.table).into();
+            let node = graph.add(Operator::Source { table: n }, table.columns.clone(), &name);
+            relations.insert(table.name(), node);
         }
         register_models(&context, models, view, tables).await?;
         let plan = context.table(view).await.map_err(|e| refused(message(&e)))?.into_unoptimized_plan();
         let plan = context.state().optimize(&plan).map_err(|e| refused(message(&e)))?;
         let view_schema: SchemaRef = Arc::new(Schema::new(plan.schema().fields().clone()));
-        let node = lower(&context, &plan, tables).map_err(|(node, reason)| {
-            let model = models.iter().find(|m| m.name == view);
-            let line = model.map_or(1, |m| line_of(&m.sql, &node));
-            PlanError::At { model: view.into(), line, reason }
-        })?;
-        let key_column = view_schema.index_of(index_key).map_err(|_| {
-            let columns: Vec<_> = view_schema.fields().iter().map(|f| f.name().as_str()).collect();
-            refused(format!("it has no column {index_key} (index.key); it has {}", columns.join(", ")))
-        })?;
-        for field in view_schema.fields() {
-            if field.name().starts_with('_') {
-                return Err(refused(format!(
-                    "the column {} begins with _, which the index keeps for itself",
-                    field.name()
-                )));
+        let props = context.state().execution_props().clone();
+        let mut lowering =
+            Lowering { graph: &mut graph, relations: &relations, props, model: format!("{view}.sql").into() };
+        let mut node = lowering.lower(&plan).map_err(|refusal| located(models, view, refusal))?;
+        if let Some(index_key) = index_key {
+            let key_column = view_schema.index_of(index_key).map_err(|_| {
+                let columns: Vec<_> = view_schema.fields().iter().map(|f| f.name().as_str()).collect();
+                refused(format!("it has no column {index_key} (index.key); it has {}", columns.join(", ")))
+            })?;
+            for field in view_schema.fields() {
+                if field.name().starts_with('_') {
+                    return Err(refused(format!(
+                        "the column {} begins with _, which the index keeps for itself",
+                        field.name()
+                    )));
+                }
             }
+            let (input, stages) = graph.fused(node, vec![]);
+            let operator =
+                Operator::Key { input, stages, key: vec![key_column], value: KeyedValue::Row, nulls: NullKeys::Keep };
+            node = graph.add(operator, view_schema.clone(), &view.into());
         }
-        let shown = plan.display_indent().to_string();
         Ok(Plan {
-            node,
+            graph,
+            view: node,
+            keyed: index_key.is_some(),
             view_schema,
-            key_column,
             models: models.to_vec(),
-            view: view.into(),
+            view_name: view.into(),
             tables: tables.to_vec(),
-            shown,
+            shown: plan.display_indent().to_string(),
         })
     }
 
     /// The view's columns.
     pub fn view_schema(&self) -> &SchemaRef {
         &self.view_schema
+    }
+
+    /// For each table, which of its columns the models read: a flag for each; none of a table that no model reads.
+    pub fn columns_read(&self) -> Vec<Vec<bool>> {
+        let mut read: Vec<Vec<bool>> = self.tables.iter().map(|t| vec![false; t.columns.fields().len()]).collect();
+        for id in self.graph.needed([self.view]) {
+            for input in self.graph.inputs(id) {
+                if let Operator::Source { table } = self.graph.nodes[input].operator {
+                    self.graph.nodes[id].operator.marks(&mut read[table]);
+                }
+            }
+        }
+        read
+    }
+
+    /// The operators that maintain the view, inputs first, as text.
+    pub fn operators(&self) -> String {
+        let mut out = String::new();
+        for id in self.graph.needed([self.view]) {
+            let node = &self.graph.nodes[id];
+            let inputs: Vec<String> = self.graph.inputs(id).iter().map(|i| format!("#{i}")).collect();
+            out.push_str(&format!(
+                "#{id} {}{}{}\n",
+                node.describe(),
+                if inputs.is_empty() { "" } else { " <- " },
+                inputs.join(", ")
+            ));
+        }
+        out
     }
 
     /// The view computed from scratch over whole tables, by DataFusion's own execution: what the maintained one must equal.
@@ -136,11 +173,27 @@ impl Plan {
             let provider = MemTable::try_new(table.columns.clone(), vec![vec![batch]])?;
             context.register_table(table.name(), Arc::new(provider))?;
         }
-        register_models(&context, &self.models, &self.view, &self.tables)
+        register_models(&context, &self.models, &self.view_name, &self.tables)
             .await
             .map_err(|e| DataFusionError::Plan(e.to_string()))?;
-        let batches = context.table(self.view.as_str()).await?.collect().await?;
+        let batches = context.table(self.view_name.as_str()).await?.collect().await?;
         Ok(concat_batches(&self.view_schema, &batches)?)
+    }
+}
+
+/// A refusal with the model and line that it is about: the first model that has the word, the view before the others.
+fn located(models: &[Model], view: &str, refusal: Refusal) -> PlanError {
+    let word = refusal.word.to_lowercase();
+    let mut candidates: Vec<&Model> = models.iter().filter(|m| m.name == view).collect();
+    candidates.extend(models.iter().filter(|m| m.name != view));
+    let found = candidates.iter().find(|m| m.sql.to_lowercase().contains(&word)).or(candidates.first());
+    match found {
+        Some(model) => PlanError::At {
+            model: model.name.clone(),
+            line: line_of(&model.sql, &refusal.word),
+            reason: refusal.reason,
+        },
+        None => PlanError::View { view: view.into(), reason: refusal.reason },
     }
 }
 
@@ -150,7 +203,9 @@ fn context() -> SessionContext {
         // Text stays the type that the tables have.
         .set_bool("datafusion.sql_parser.map_string_types_to_utf8view", false)
         // Identifiers are the database's: their case counts.
-        .set_bool("datafusion.sql_parser.enable_ident_normalization", true);
+        .set_bool("datafusion.sql_parser.enable_ident_normalization", true)
+        // A scalar subquery is a join: that is what can be maintained.
+        .set_bool("datafusion.optimizer.enable_physical_uncorrelated_scalar_subquery", false);
     SessionContext::new_with_config(config)
 }
 
@@ -232,69 +287,6 @@ fn check_functions(model: &Model, plan: &LogicalPlan) -> Result<(), PlanError> {
             Err(at(line_of(&model.sql, &name), reason))
         }
         None => Ok(()),
-    }
-}
-
-/// Lowers a plan; the error is the name to look for in the SQL, and the reason.
-fn lower(context: &SessionContext, plan: &LogicalPlan, tables: &[Table]) -> Result<Node, (String, String)> {
-    let no = |word: &str, reason: String| Err((word.to_string(), reason));
-    let physical = |expr: &Expr, input: &LogicalPlan| {
-        create_physical_expr(expr, input.schema(), context.state().execution_props())
-            .map_err(|e| (expr.schema_name().to_string(), message(&e)))
-    };
-    match plan {
-        LogicalPlan::TableScan(scan) => {
-            let name = scan.table_name.table();
-            let Some(table) = tables.iter().position(|t| t.name() == name) else {
-                return no(name, format!("there is no table {name}"));
-            };
-            if scan.fetch.is_some() {
-                return no("limit", "LIMIT cannot be maintained".into());
-            }
-            let mut stages = Vec::new();
-            if let Some(columns) = &scan.projection {
-                let exprs = columns
-                    .iter()
-                    .map(|i| {
-                        let name = tables[table].columns.field(*i).name();
-                        Arc::new(datafusion::physical_expr::expressions::Column::new(name, *i)) as Arc<dyn PhysicalExpr>
-                    })
-                    .collect();
-                stages.push(Stage::Project(exprs, Arc::new(Schema::new(scan.projected_schema.fields().clone()))));
-            }
-            for filter in &scan.filters {
-                stages.push(Stage::Filter(physical(filter, plan)?));
-            }
-            Ok(Node::Linear { table, stages })
-        }
-        LogicalPlan::SubqueryAlias(alias) => lower(context, &alias.input, tables),
-        LogicalPlan::Filter(filter) => {
-            let Node::Linear { table, mut stages } = lower(context, &filter.input, tables)?;
-            stages.push(Stage::Filter(physical(&filter.predicate, &filter.input)?));
-            Ok(Node::Linear { table, stages })
-        }
-        LogicalPlan::Projection(projection) => {
-            let Node::Linear { table, mut stages } = lower(context, &projection.input, tables)?;
-            let exprs = projection.expr.iter().map(|e| physical(e, &projection.input)).collect::<Result<_, _>>()?;
-            stages.push(Stage::Project(exprs, Arc::new(Schema::new(plan.schema().fields().clone()))));
-            Ok(Node::Linear { table, stages })
-        }
-        other => {
-            let (word, name) = match other {
-                LogicalPlan::Join(_) => ("join", "JOIN"),
-                LogicalPlan::Aggregate(_) => ("group", "an aggregate (GROUP BY, count, sum, ...)"),
-                LogicalPlan::Window(_) => ("over", "a window function (OVER)"),
-                LogicalPlan::Sort(_) => ("order by", "ORDER BY"),
-                LogicalPlan::Limit(_) => ("limit", "LIMIT"),
-                LogicalPlan::Distinct(_) => ("distinct", "DISTINCT"),
-                LogicalPlan::Union(_) => ("union", "UNION"),
-                LogicalPlan::Unnest(_) => ("unnest", "UNNEST"),
-                LogicalPlan::EmptyRelation(_) => ("select", "a SELECT without a table, or one that can have no rows"),
-                LogicalPlan::Values(_) => ("values", "VALUES"),
-                _ => ("select", "this kind of query"),
-            };
-            no(word, format!("{name} cannot be maintained yet: a view is a projection and a filter of one table"))
-        }
     }
 }
 
