@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use differential_dataflow::consolidation::{consolidate, consolidate_updates};
+use differential_dataflow::consolidation::consolidate;
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::Probe;
@@ -203,7 +203,6 @@ fn latest<'scope>(
                     for event in events.drain(..) {
                         upsert.apply(event, |row, diff| diffs.push((row, time, diff)));
                     }
-                    consolidate_updates(&mut diffs);
                     share.updates(diffs.len());
                     share.holds(upsert.size());
                     output.session(&stamp).give_iterator(diffs.into_iter());

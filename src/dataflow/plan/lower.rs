@@ -51,11 +51,19 @@ pub(super) struct Lowering<'a> {
     pub model: Arc<str>,
 }
 
-/// An expression and where it is evaluated.
+/// Columns by index, and the largest number that anybody looks at.
+type Bounds = HashMap<usize, usize>;
+
+/// An expression that is ready to be evaluated.
 type Physical = Arc<dyn PhysicalExpr>;
 
 impl Lowering<'_> {
     pub fn lower(&mut self, plan: &LogicalPlan) -> Lowered {
+        self.bounded(plan, &Bounds::new())
+    }
+
+    /// Lowers a plan of whose rows only those matter that keep to `bounds`: no others need to be right.
+    fn bounded(&mut self, plan: &LogicalPlan, bounds: &Bounds) -> Lowered {
         for field in plan.schema().fields() {
             check_type(field)?;
         }
@@ -82,19 +90,26 @@ impl Lowering<'_> {
                 }
                 Ok(self.linear(node, stages, schema_of(plan)))
             }
-            LogicalPlan::SubqueryAlias(alias) => self.lower(&alias.input),
+            LogicalPlan::SubqueryAlias(alias) => self.bounded(&alias.input, bounds),
             LogicalPlan::Subquery(subquery) => self.lower(&subquery.subquery),
             LogicalPlan::Repartition(repartition) => self.lower(&repartition.input),
             LogicalPlan::Filter(filter) => {
-                let input = match filter.input.as_ref() {
-                    LogicalPlan::Window(window) => self.window(window, Some(&filter.predicate))?,
-                    other => self.lower(other)?,
-                };
+                let mut bounds = bounds.clone();
+                bound(&filter.predicate, filter.input.schema(), &mut bounds);
+                let input = self.bounded(&filter.input, &bounds)?;
                 let predicate = self.physical(&filter.predicate, filter.input.schema())?;
                 Ok(self.linear(input, vec![Stage::Filter(predicate)], schema_of(plan)))
             }
             LogicalPlan::Projection(projection) => {
-                let input = self.lower(&projection.input)?;
+                let mut of_input = Bounds::new();
+                for (n, expr) in projection.expr.iter().enumerate() {
+                    if let (Some(limit), Expr::Column(column)) = (bounds.get(&n), expr.clone().unalias())
+                        && let Ok(index) = projection.input.schema().index_of_column(&column)
+                    {
+                        of_input.insert(index, *limit);
+                    }
+                }
+                let input = self.bounded(&projection.input, &of_input)?;
                 self.projection(projection, input)
             }
             LogicalPlan::Join(join) => self.join(join),
@@ -117,7 +132,7 @@ impl Lowering<'_> {
                 let arguments = Arc::new(Schema::empty());
                 Ok(self.add(Operator::Aggregate { input: keyed, calls: vec![], arguments }, schema_of(plan)))
             }
-            LogicalPlan::Window(window) => self.window(window, None),
+            LogicalPlan::Window(window) => self.window(window, bounds),
             LogicalPlan::Sort(sort) => match sort.fetch {
                 // A view is a set of rows: their order is nobody's business.
                 None => self.lower(&sort.input),
@@ -447,8 +462,8 @@ impl Lowering<'_> {
         Ok(self.add(Operator::Union { inputs: vec![node, constant] }, schema))
     }
 
-    /// Window functions; `predicate`, if one follows, may bound the row numbers that matter.
-    fn window(&mut self, window: &Window, predicate: Option<&Expr>) -> Lowered {
+    /// Window functions; row numbers above their bound need not be made.
+    fn window(&mut self, window: &Window, bounds: &Bounds) -> Lowered {
         let mut node = self.lower(&window.input)?;
         let input_schema = window.input.schema();
         let width = input_schema.fields().len();
@@ -481,12 +496,10 @@ impl Lowering<'_> {
             for (at, (n, _)) in calls.iter().enumerate() {
                 places[*n] = fields.len() + at;
             }
-            let numbers: Vec<String> =
-                calls.iter().map(|(n, _)| window.schema.field(width + n).name().clone()).collect();
             fields.extend(of_calls.iter().cloned());
             let schema: SchemaRef = Arc::new(Schema::new(fields.clone()));
             let operator = if function_name(&window.window_expr[calls[0].0]) == "row_number" && calls.len() == 1 {
-                let fetch = predicate.and_then(|p| bound(p, &numbers[0]));
+                let fetch = bounds.get(&(width + calls[0].0)).copied();
                 Operator::TopK { input, order, skip: 0, fetch, rank: true }
             } else {
                 let results = Arc::new(Schema::new(of_calls));
@@ -658,24 +671,26 @@ fn check_type(field: &Field) -> Lowered<()> {
     refuse(field.name(), format!("the column {} is of type {ty}, which cannot be maintained", field.name()))
 }
 
-/// The largest row number that `predicate` lets through, if it bounds the column `number`.
-fn bound(predicate: &Expr, number: &str) -> Option<usize> {
-    let Expr::BinaryExpr(binary) = predicate else { return None };
+/// Adds the columns whose whole numbers `predicate` bounds from above.
+fn bound(predicate: &Expr, schema: &DFSchema, bounds: &mut Bounds) {
+    let Expr::BinaryExpr(binary) = predicate else { return };
     let literal = |e: &Expr| match e {
         Expr::Literal(ScalarValue::UInt64(Some(n)), _) => usize::try_from(*n).ok(),
         Expr::Literal(ScalarValue::Int64(Some(n)), _) => usize::try_from(*n).ok(),
         _ => None,
     };
-    let is_number = |e: &Expr| matches!(e, Expr::Column(c) if c.name == number);
-    match (&*binary.left, binary.op, &*binary.right) {
-        (left, Comparison::And, right) => match (bound(left, number), bound(right, number)) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (one, None) | (None, one) => one,
-        },
-        (n, Comparison::LtEq | Comparison::Eq, k) if is_number(n) => literal(k),
-        (n, Comparison::Lt, k) if is_number(n) => literal(k).map(|k| k.saturating_sub(1)),
-        (k, Comparison::GtEq | Comparison::Eq, n) if is_number(n) => literal(k),
-        (k, Comparison::Gt, n) if is_number(n) => literal(k).map(|k| k.saturating_sub(1)),
-        _ => None,
+    let (number, limit) = match (&*binary.left, binary.op, &*binary.right) {
+        (left, Comparison::And, right) => {
+            bound(left, schema, bounds);
+            return bound(right, schema, bounds);
+        }
+        (Expr::Column(n), Comparison::LtEq | Comparison::Eq, k) => (n, literal(k)),
+        (Expr::Column(n), Comparison::Lt, k) => (n, literal(k).map(|k| k.saturating_sub(1))),
+        (k, Comparison::GtEq | Comparison::Eq, Expr::Column(n)) => (n, literal(k)),
+        (k, Comparison::Gt, Expr::Column(n)) => (n, literal(k).map(|k| k.saturating_sub(1))),
+        _ => return,
+    };
+    if let (Some(limit), Ok(index)) = (limit, schema.index_of_column(number)) {
+        bounds.entry(index).and_modify(|known| *known = limit.min(*known)).or_insert(limit);
     }
 }
