@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
+use super::project::{self, Project, Settings};
 use super::section::{Context, Section};
-use super::{Config, DeviceChoice, Embed, Engine, Envelope, Format, Index, Kafka, Model, Registry, Serve, Source};
+use super::{Config, DeviceChoice, Embed, Engine, Envelope, Format, Index, Kafka, Registry, Serve, Source};
 
 /// Settings of librdkafka that what Freshet promises rests on, and why each is not the user's.
 pub const FORBIDDEN: &[(&str, &str)] = &[
@@ -92,11 +93,9 @@ fn read(cx: &Context<'_>, table: Table) -> Config {
     if !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-') {
         root.problem("name", format!("is {name:?}; letters, digits, _ and - are possible"));
     }
-    let models = models(cx);
-    let view = root.text("view", models.last().map(|m| m.name.as_str()).or(Some("")));
-    if !models.is_empty() && !models.iter().any(|m| m.name == view) {
-        root.problem("view", format!("there is no model {view}.sql in {}", cx.folder.display()));
-    }
+    let view = root.optional_text("view");
+    let target = root.text("target", Some("prod"));
+    let variables = variables(&mut root);
 
     let mut s = root.section("kafka");
     let kafka = Kafka {
@@ -181,7 +180,22 @@ fn read(cx: &Context<'_>, table: Table) -> Config {
     };
     s.finish();
     root.finish();
-    Config { name, folder: cx.folder.into(), kafka, registry, sources, models, view, engine, embed, index, serve }
+    let Project { models, tests, view } =
+        project::read(cx, &Settings { name: &name, target, variables, sources: &sources, view });
+    Config {
+        name,
+        folder: cx.folder.into(),
+        kafka,
+        registry,
+        sources,
+        models,
+        tests,
+        view,
+        engine,
+        embed,
+        index,
+        serve,
+    }
 }
 
 fn options(kafka: &mut Section<'_>) -> BTreeMap<String, String> {
@@ -203,6 +217,23 @@ fn options(kafka: &mut Section<'_>) -> BTreeMap<String, String> {
         options.insert(key.clone(), text);
     }
     options
+}
+
+/// What `{{ var(...) }}` gives; texts may hold variables of the environment.
+fn variables(root: &mut Section<'_>) -> BTreeMap<String, Value> {
+    fn expanded(cx: &Context<'_>, key: &str, value: Value) -> Value {
+        match value {
+            Value::String(text) => Value::String(cx.expand(key, &text)),
+            Value::Array(items) => Value::Array(items.into_iter().map(|item| expanded(cx, key, item)).collect()),
+            Value::Table(table) => {
+                Value::Table(table.into_iter().map(|(name, item)| (name, expanded(cx, key, item))).collect())
+            }
+            other => other,
+        }
+    }
+    let section = root.section("vars");
+    let key = |name: &str| section.key(name);
+    section.table.iter().map(|(name, value)| (name.clone(), expanded(section.cx, &key(name), value.clone()))).collect()
 }
 
 fn device(embed: &mut Section<'_>) -> DeviceChoice {
@@ -294,31 +325,6 @@ fn check_contract(s: &Section<'_>, path: &Path, text: &str, key: &[String]) {
     }
 }
 
-fn models(cx: &Context<'_>) -> Vec<Model> {
-    let mut paths: Vec<PathBuf> = match std::fs::read_dir(cx.folder) {
-        Ok(entries) => {
-            entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "sql")).collect()
-        }
-        Err(e) => {
-            cx.problem("models", format!("{} cannot be read: {e}", cx.folder.display()));
-            return Vec::new();
-        }
-    };
-    paths.sort();
-    if paths.is_empty() {
-        cx.problem("models", format!("there is no *.sql in {}", cx.folder.display()));
-    }
-    let mut models = Vec::new();
-    for path in paths {
-        let name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-        match std::fs::read_to_string(&path) {
-            Ok(sql) => models.push(Model { name, path, sql }),
-            Err(e) => cx.problem(format!("models.{name}"), format!("cannot be read: {e}")),
-        }
-    }
-    models
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -344,7 +350,8 @@ mod tests {
     fn folder(toml: &str) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("dataflow.toml"), toml).unwrap();
-        std::fs::write(folder.path().join("view.sql"), "select 1").unwrap();
+        std::fs::create_dir(folder.path().join("models")).unwrap();
+        std::fs::write(folder.path().join("models/view.sql"), "select 1").unwrap();
         let contract = r#"{"type":"record","name":"P","fields":[{"name":"id","type":"long"}]}"#;
         std::fs::write(folder.path().join("product.avsc"), contract).unwrap();
         folder

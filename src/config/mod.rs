@@ -1,13 +1,17 @@
 //! A dataflow folder as checked values: what every stage is told. Built once at start by [`load`], which reports
 //! every mistake at once as `key: reason`; nothing here is optional by accident, and no stage sees another's section.
 
+mod data_test;
 mod file;
+mod project;
 mod section;
 
+pub use data_test::{DataTest, Severity, TestKind, quoted};
 pub use file::{Errors, FORBIDDEN, Problem, load, load_with};
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Everything under `dataflows/<name>/`, checked.
@@ -20,8 +24,10 @@ pub struct Config {
     pub kafka: Kafka,
     pub registry: Registry,
     pub sources: Vec<Source>,
-    /// SQL models in the order of their file names; each is one `SELECT`.
+    /// The models that the view and the tests need, each after those that it refers to.
     pub models: Vec<Model>,
+    /// Of sources and models, in the order of their names.
+    pub tests: Vec<DataTest>,
     /// The name of the model whose rows are indexed.
     pub view: String,
     pub engine: Engine,
@@ -84,12 +90,48 @@ pub struct Source {
     pub contract_path: PathBuf,
 }
 
-#[derive(Clone, Debug)]
+/// A SQL model, rendered: one `SELECT`.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Model {
     pub name: String,
+    /// Relative to the dataflow's folder.
     pub path: PathBuf,
-    /// As written, dbt's `{{ source(...) }}` and `{{ ref(...) }}` included.
+    /// A source is `"schema__table"` in it, another model is `"model"`; both are quoted.
     pub sql: String,
+    /// For each line of `sql`: where it was written.
+    pub lines: Vec<Line>,
+    pub materialized: Materialized,
+}
+
+impl Model {
+    /// Where a line of the rendered SQL (from 1) was written.
+    pub fn at(&self, rendered_line: usize) -> &Line {
+        let index = rendered_line.saturating_sub(1).min(self.lines.len().saturating_sub(1));
+        self.lines.get(index).expect("a text has at least one line")
+    }
+}
+
+/// A line of a file of the dataflow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// Relative to the dataflow's folder.
+    pub path: Arc<Path>,
+    /// From 1.
+    pub number: u32,
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.path.display(), self.number)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Materialized {
+    /// A part of whatever refers to it (dbt's view and ephemeral).
+    View,
+    /// Maintained once, for all that refer to it (dbt's table and incremental).
+    Table,
 }
 
 #[derive(Clone, Debug)]

@@ -83,8 +83,14 @@ impl<'a> Section<'a> {
         Section { cx, path, table, known: Vec::new() }
     }
 
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
     pub fn key(&self, key: &str) -> String {
-        if self.path.is_empty() { key.into() } else { format!("{}.{key}", self.path) }
+        // After the name of a file the keys begin.
+        let dot = if self.path.is_empty() || self.path.ends_with(' ') { "" } else { "." };
+        format!("{}{dot}{key}", self.path)
     }
 
     pub fn problem(&self, key: &str, reason: impl Into<String>) {
@@ -96,26 +102,46 @@ impl<'a> Section<'a> {
         self.table.remove(key)
     }
 
-    pub fn section(&mut self, key: &'static str) -> Section<'a> {
-        let table = match self.take(key) {
+    pub fn take_table(&mut self, key: &'static str) -> Table {
+        match self.take(key) {
             Some(Value::Table(table)) => table,
             None => Table::new(),
             Some(other) => {
                 self.problem(key, format!("is a {}, not a table", other.type_str()));
                 Table::new()
             }
-        };
-        Section::new(self.cx, self.key(key), table)
+        }
     }
 
-    pub fn optional_text(&mut self, key: &'static str) -> Option<String> {
+    pub fn take_list(&mut self, key: &'static str) -> Vec<Value> {
+        match self.take(key) {
+            Some(Value::Array(items)) => items,
+            None => Vec::new(),
+            Some(other) => {
+                self.problem(key, format!("is a {}, not a list", other.type_str()));
+                Vec::new()
+            }
+        }
+    }
+
+    /// A text as it stands, without the environment.
+    pub fn raw_text(&mut self, key: &'static str) -> Option<String> {
         match self.take(key)? {
-            Value::String(text) => Some(self.cx.expand(&self.key(key), &text)),
+            Value::String(text) => Some(text),
             other => {
                 self.problem(key, format!("is a {}, not text", other.type_str()));
                 None
             }
         }
+    }
+
+    pub fn section(&mut self, key: &'static str) -> Section<'a> {
+        let table = self.take_table(key);
+        Section::new(self.cx, self.key(key), table)
+    }
+
+    pub fn optional_text(&mut self, key: &'static str) -> Option<String> {
+        self.raw_text(key).map(|text| self.cx.expand(&self.key(key), &text))
     }
 
     pub fn text(&mut self, key: &'static str, default: Option<&str>) -> String {
@@ -214,11 +240,16 @@ impl<'a> Section<'a> {
 
     pub fn finish(self) {
         for key in self.table.keys() {
-            let near = self.known.iter().map(|k| (distance(k, key), *k)).min().filter(|(d, _)| *d <= 3);
-            let hint = near.map_or(String::new(), |(_, k)| format!("; did you mean {k}?"));
+            let hint = near(key, self.known.iter().copied());
             self.problem(key, format!("is not a key that Freshet knows{hint}"));
         }
     }
+}
+
+/// The name that was meant, perhaps: the end of a sentence.
+pub(super) fn near<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let near = known.map(|k| (distance(k, name), k)).min().filter(|(d, k)| *d <= 3 && *d < k.len());
+    near.map_or(String::new(), |(_, k)| format!("; did you mean {k}?"))
 }
 
 /// Levenshtein's.

@@ -7,9 +7,10 @@ use proptest::prelude::*;
 
 use super::codec::converter;
 use super::*;
-use crate::config::{Envelope, Format, Model, Source};
+use crate::config::{Envelope, Format, Line, Materialized, Model, Source};
 use crate::decode::{Change, Counts, Decoded, Op, Origin, RowType};
 use crate::time::{Offset, Partition};
+use std::path::Path;
 use std::time::Duration;
 
 const CONTRACT: &str = r#"{"type":"record","name":"P","fields":[
@@ -30,7 +31,9 @@ fn source() -> Source {
 }
 
 fn model(sql: &str) -> Model {
-    Model { name: "v".into(), path: "v.sql".into(), sql: sql.into() }
+    let path: Arc<Path> = Path::new("v.sql").into();
+    let lines = sql.split('\n').enumerate().map(|(n, _)| Line { path: path.clone(), number: n as u32 + 1 }).collect();
+    Model { name: "v".into(), path: "v.sql".into(), sql: sql.into(), lines, materialized: Materialized::View }
 }
 
 fn plan(sql: &str) -> Result<Plan, PlanError> {
@@ -40,7 +43,7 @@ fn plan(sql: &str) -> Result<Plan, PlanError> {
 }
 
 const VIEW: &str = "select id, upper(name) as shout, price * 2 as twice, 100 / price as share
-    from {{ source('shop', 'product') }} where price <> 3 and name is not null";
+    from shop__product where price <> 3 and name is not null";
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -195,25 +198,24 @@ fn what_cannot_be_maintained_is_refused_by_name_and_line() {
         let error = plan(sql).unwrap_err().to_string();
         assert!(error.contains(expect), "{error}");
     };
-    check("select id from {{ source('shop', 'product') }}\nlimit 5", "v.sql, line 2: LIMIT");
-    check("select array_agg(name) as id\nfrom {{ source('shop', 'product') }}", "line 1: array_agg() without ORDER BY");
-    check("select id,\nrow_number() over () as n from {{ source('shop', 'product') }}", "line 2: row_number() OVER");
-    check("select id,\n random() as r from {{ source('shop', 'product') }}", "line 2: random()");
-    check("select id, now() as n from {{ source('shop', 'product') }}", "now()");
-    check("select name from {{ source('shop', 'product') }}", "no column id (index.key); it has name");
-    check("select id from {{ source('shop', 'nothing') }}", "no [[source]] with schema \"shop\" and table \"nothing\"");
-    check("select id, nam from {{ source('shop', 'product') }}", "nam");
-    check("select id from\n from", "line");
+    check("select id from shop__product\nlimit 5", "v.sql:2: LIMIT");
+    check("select array_agg(name) as id\nfrom shop__product", "v.sql:1: array_agg() without ORDER BY");
+    check("select id,\nrow_number() over () as n from shop__product", "v.sql:2: row_number() OVER");
+    check("select id,\n random() as r from shop__product", "v.sql:2: random()");
+    check("select id, now() as n from shop__product", "now()");
+    check("select name from shop__product", "no column id (index.key); it has name");
+    check("select id from nothing", "nothing");
+    check("select id, nam from shop__product", "nam");
+    check("select id,\n from\n from", "v.sql:3: ");
 }
 
 #[test]
 fn the_shipped_model_is_planned() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("dataflows/product");
-    let sql = std::fs::read_to_string(folder.join("stg_product.sql")).unwrap();
-    let contract = std::fs::read_to_string(folder.join("../../schemas/avro/product.avsc")).unwrap();
-    let row_type = RowType::from_contract(&Source { contract, ..source() }).unwrap();
-    let table = Table { schema: "shop".into(), table: "product".into(), columns: row_type.schema().clone() };
-    let plan = Plan::new(&[model(&sql)], "v", &[table], "id").unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("dataflows/product");
+    let config = crate::config::load_with(&folder, |name| (name == "HOME").then(|| "/home/x".into())).unwrap();
+    let columns = RowType::from_contract(&config.sources[0]).unwrap().schema().clone();
+    let table = Table { schema: "shop".into(), table: "product".into(), columns };
+    let plan = Plan::new(&config.models, &config.view, &[table], &config.index.key).unwrap();
     let text = plan.view_schema().field_with_name("search_text").unwrap();
     assert_eq!(text.data_type(), &arrow::datatypes::DataType::Utf8);
     assert!(plan.to_string().contains("TableScan"), "{plan}");
@@ -280,7 +282,7 @@ async fn the_recordings_tables_come_out_whatever_the_split() {
         let row_type = Arc::new(RowType::from_contract(&source).unwrap());
         let key =
             if source.key.len() == 2 { "product_id * 100000 + category_id".to_string() } else { source.key[0].clone() };
-        let sql = format!("select {key} as the_key, p.* from {{{{ source('s', 't') }}}} p");
+        let sql = format!("select {key} as the_key, p.* from s__t p");
         let table = Table { schema: "s".into(), table: "t".into(), columns: row_type.schema().clone() };
         let plan = Plan::new(&[model(&sql)], "v", &[table], "the_key").unwrap();
         let mut views = Vec::new();

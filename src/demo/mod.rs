@@ -31,7 +31,12 @@ const CONTRACT: &str = include_str!("../../schemas/avro/product.avsc");
 const FILES: &[(&str, &str)] = &[
     ("schemas/avro/product.avsc", CONTRACT),
     ("dataflows/product/dataflow.toml", include_str!("../../dataflows/product/dataflow.toml")),
-    ("dataflows/product/stg_product.sql", include_str!("../../dataflows/product/stg_product.sql")),
+    ("dataflows/product/models/schema.yml", include_str!("../../dataflows/product/models/schema.yml")),
+    ("dataflows/product/models/sources.yml", include_str!("../../dataflows/product/models/sources.yml")),
+    (
+        "dataflows/product/models/staging/stg_product.sql",
+        include_str!("../../dataflows/product/models/staging/stg_product.sql"),
+    ),
 ];
 
 #[derive(Clone, Debug, clap::Args)]

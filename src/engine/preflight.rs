@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::config::{Config, Problem};
-use crate::dataflow::{Plan, Table};
+use crate::dataflow::{Plan, PlanError, Table};
 use crate::decode::{RegistryClient, RowType, SchemaStore};
 use crate::source::Source;
 use crate::source::kafka::KafkaSource;
@@ -39,8 +39,10 @@ fn planned(config: &Config, row_types: &[Arc<RowType>]) -> Result<Plan, Vec<Prob
         .zip(row_types)
         .map(|(s, r)| Table { schema: s.schema.clone(), table: s.table.clone(), columns: r.schema().clone() })
         .collect();
-    Plan::new(&config.models, &config.view, &tables, &config.index.key)
-        .map_err(|e| vec![Problem { key: "models".into(), reason: e.to_string() }])
+    Plan::new(&config.models, &config.view, &tables, &config.index.key).map_err(|e| match e {
+        PlanError::At { at, reason } => vec![Problem { key: at.to_string(), reason }],
+        e => vec![Problem { key: "models".into(), reason: e.to_string() }],
+    })
 }
 
 /// Whether the broker answers, and what it keeps of the topics.

@@ -20,7 +20,7 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 
 use self::lower::{Lowering, Refusal, Relations};
 use super::graph::{Graph, KeyedValue, NodeId, NullKeys, Operator};
-use crate::config::Model;
+use crate::config::{Line, Model};
 
 /// A table that models may read: dbt's source.
 #[derive(Clone, Debug)]
@@ -38,8 +38,8 @@ impl Table {
 
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
-    #[error("{model}.sql, line {line}: {reason}")]
-    At { model: String, line: usize, reason: String },
+    #[error("{at}: {reason}")]
+    At { at: Line, reason: String },
     #[error("the view {view}: {reason}")]
     View { view: String, reason: String },
 }
@@ -72,7 +72,7 @@ impl fmt::Display for Plan {
 }
 
 impl Plan {
-    /// Plans `view` over `tables`, which it names by dbt's `source` and `ref`; its rows come out by the column `index_key`.
+    /// Plans `view` over `tables` and the models before it; its rows come out by the column `index_key`.
     pub fn new(models: &[Model], view: &str, tables: &[Table], index_key: &str) -> Result<Plan, PlanError> {
         futures::executor::block_on(Self::plan(models, view, tables, Some(index_key)))
     }
@@ -94,7 +94,7 @@ impl Plan {
             let node = graph.add(Operator::Source { table: n }, table.columns.clone(), &name);
             relations.insert(table.name(), node);
         }
-        register_models(&context, models, view, tables).await?;
+        register_models(&context, models, view).await?;
         let plan = context.table(view).await.map_err(|e| refused(message(&e)))?.into_unoptimized_plan();
         let plan = context.state().optimize(&plan).map_err(|e| refused(message(&e)))?;
         let view_schema: SchemaRef = Arc::new(Schema::new(plan.schema().fields().clone()));
@@ -173,7 +173,7 @@ impl Plan {
             let provider = MemTable::try_new(table.columns.clone(), vec![vec![batch]])?;
             context.register_table(table.name(), Arc::new(provider))?;
         }
-        register_models(&context, &self.models, &self.view_name, &self.tables)
+        register_models(&context, &self.models, &self.view_name)
             .await
             .map_err(|e| DataFusionError::Plan(e.to_string()))?;
         let batches = context.table(self.view_name.as_str()).await?.collect().await?;
@@ -188,11 +188,10 @@ fn located(models: &[Model], view: &str, refusal: Refusal) -> PlanError {
     candidates.extend(models.iter().filter(|m| m.name != view));
     let found = candidates.iter().find(|m| m.sql.to_lowercase().contains(&word)).or(candidates.first());
     match found {
-        Some(model) => PlanError::At {
-            model: model.name.clone(),
-            line: line_of(&model.sql, &refusal.word),
-            reason: refusal.reason,
-        },
+        Some(model) => {
+            let at = model.at(line_of(&model.sql, &refusal.word)).clone();
+            PlanError::At { at, reason: refusal.reason }
+        }
         None => PlanError::View { view: view.into(), reason: refusal.reason },
     }
 }
@@ -210,16 +209,10 @@ fn context() -> SessionContext {
 }
 
 /// Registers the models that come before the view, and the view, each as a view over the ones before it.
-async fn register_models(
-    context: &SessionContext,
-    models: &[Model],
-    view: &str,
-    tables: &[Table],
-) -> Result<(), PlanError> {
+async fn register_models(context: &SessionContext, models: &[Model], view: &str) -> Result<(), PlanError> {
     for model in models {
-        let sql = resolve(model, tables, models)?;
-        let at = |reason: String| PlanError::At { model: model.name.clone(), line: line_in(&reason), reason };
-        let frame = context.sql(&sql).await.map_err(|e| at(message(&e)))?;
+        let at = |reason: String| PlanError::At { at: model.at(line_in(&reason)).clone(), reason };
+        let frame = context.sql(&model.sql).await.map_err(|e| at(message(&e)))?;
         check_functions(model, frame.logical_plan())?;
         context.register_table(model.name.as_str(), frame.into_view()).map_err(|e| at(message(&e)))?;
         if model.name == view {
@@ -227,38 +220,6 @@ async fn register_models(
         }
     }
     Ok(())
-}
-
-/// Replaces dbt's `{{ source('a', 'b') }}` and `{{ ref('c') }}` by names; line numbers stay what they are.
-fn resolve(model: &Model, tables: &[Table], models: &[Model]) -> Result<String, PlanError> {
-    let mut out = String::new();
-    let mut rest = model.sql.as_str();
-    while let Some(start) = rest.find("{{") {
-        let line = model.sql[..model.sql.len() - rest.len() + start].lines().count().max(1);
-        let at = |reason: String| PlanError::At { model: model.name.clone(), line, reason };
-        out.push_str(&rest[..start]);
-        let Some(end) = rest[start..].find("}}") else { return Err(at("a {{ is not closed".into())) };
-        let call = rest[start + 2..start + end].trim();
-        let (name, arguments) = call
-            .strip_suffix(')')
-            .and_then(|c| c.split_once('('))
-            .ok_or_else(|| at(format!("{{{{ {call} }}}} is neither source(...) nor ref(...)")))?;
-        let arguments: Vec<&str> = arguments.split(',').map(|a| a.trim().trim_matches(['\'', '"'])).collect();
-        match (name.trim(), arguments.as_slice()) {
-            ("source", [schema, table]) => match tables.iter().find(|t| t.schema == *schema && t.table == *table) {
-                Some(table) => out.push_str(&format!("\"{}\"", table.name())),
-                None => return Err(at(format!("there is no [[source]] with schema {schema:?} and table {table:?}"))),
-            },
-            ("ref", [name]) => match models.iter().take_while(|m| m.name != model.name).find(|m| m.name == *name) {
-                Some(_) => out.push_str(&format!("\"{name}\"")),
-                None => return Err(at(format!("there is no model {name}.sql before {}.sql", model.name))),
-            },
-            _ => return Err(at(format!("{{{{ {call} }}}} is neither source('schema', 'table') nor ref('model')"))),
-        }
-        rest = &rest[start + end + 2..];
-    }
-    out.push_str(rest);
-    Ok(out.trim_end().trim_end_matches(';').to_string())
 }
 
 /// Refuses functions whose answer depends on more than their arguments, before the optimiser turns them into constants.
@@ -277,7 +238,7 @@ fn check_functions(model: &Model, plan: &LogicalPlan) -> Result<(), PlanError> {
             })
         })
     });
-    let at = |line, reason| PlanError::At { model: model.name.clone(), line, reason };
+    let at = |line, reason| PlanError::At { at: model.at(line).clone(), reason };
     if let Err(e) = walked {
         return Err(at(1, message(&e)));
     }
