@@ -119,6 +119,8 @@ impl Service {
         if !indexer.is_empty() {
             status.set_ready();
         }
+        let tests: Vec<_> = plan.tests().iter().map(|t| (t.clone(), 0)).collect();
+        status.set_tests(tests.clone());
         let handle = dataflow::Engine::start(plan, row_types.clone(), config.engine.workers).map_err(Error::Peer)?;
         let stop = Arc::new(AtomicBool::new(false));
         let shared = Arc::new(Shared { pending: Mutex::default(), changed: Condvar::new(), read: Mutex::default() });
@@ -158,6 +160,7 @@ impl Service {
             shared: shared.clone(),
             engine: config.engine.clone(),
             first: Epoch(announced.epoch.0 + 1),
+            tests,
         };
         threads.push(spawn("driver", Box::new(move || driving.run(&receive))).map_err(failed)?);
         let indexing = Indexing {

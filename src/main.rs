@@ -8,6 +8,10 @@ use clap::{Parser, Subcommand};
 use freshet::config::{self, Config, Problem};
 use freshet::{demo, embed, engine, logging};
 
+/// Rows are allocated on one thread and freed on another, which the system's allocator is slow at.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Keeps a semantic search index exactly as fresh and as correct as the database behind it.
 ///
 /// A dataflow is a folder: dataflow.toml, SQL models, contracts. `freshet demo` shows everything on made-up data, with nothing beside it.
@@ -28,6 +32,15 @@ enum Command {
     },
     /// Says what is wrong with a dataflow's folder, all of it at once, or prints its plan.
     Check { folder: PathBuf },
+    /// Shows how a dataflow's models are maintained: the optimised plans, and the operators with their names.
+    ///
+    /// What each operator holds and does while the dataflow runs stands under `operators` in GET /v1/status, by the same numbers.
+    Explain {
+        folder: PathBuf,
+        /// Only the operators that this model (or source) is made of.
+        #[arg(long)]
+        model: Option<String>,
+    },
     /// Runs a broker, a registry, a shop that keeps changing its products, and the service, in one process.
     Demo(demo::Options),
     /// Says what this machine has: GPUs, the device that is taken and why, the model, and whether the peers answer.
@@ -51,6 +64,7 @@ fn main() -> ExitCode {
         match arguments.command {
             Command::Run { folder } => run(&folder).await,
             Command::Check { folder } => check(&folder),
+            Command::Explain { folder, model } => explain(&folder, model.as_deref()),
             Command::Demo(options) => demo(options).await,
             Command::Doctor { folder } => doctor(&folder).await,
         }
@@ -114,6 +128,33 @@ fn check(folder: &std::path::Path) -> u8 {
         Err(problems) => {
             print_problems(&config, &problems);
             1
+        }
+    }
+}
+
+fn explain(folder: &std::path::Path, model: Option<&str>) -> u8 {
+    let config = match load(folder) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    match engine::plan(&config) {
+        Ok((plan, _)) => match plan.explain(model) {
+            Some(text) => {
+                print!("{text}");
+                0
+            }
+            None => {
+                eprintln!(
+                    "freshet: there is no model {}; there are {}",
+                    model.unwrap_or_default(),
+                    plan.names().join(", ")
+                );
+                2
+            }
+        },
+        Err(problems) => {
+            print_problems(&config, &problems);
+            2
         }
     }
 }

@@ -12,6 +12,16 @@ pub enum Severity {
     Warn,
 }
 
+impl Severity {
+    /// As dbt writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Severity::Error => "error",
+            Severity::Warn => "warn",
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataTest {
     /// As dbt names it, such as `not_null_stg_product_id`; unique in the dataflow.

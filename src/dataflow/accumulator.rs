@@ -104,7 +104,7 @@ enum Values {
 
 /// What a call says of a group.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Value {
+pub(super) enum Answer {
     Null,
     Integer(i128),
     Float(f64),
@@ -287,10 +287,10 @@ impl AggregateCall {
     }
 
     /// What the function says; a failure is the text of a bad row, not of the engine.
-    pub fn result(&self, accumulator: &Accumulator, columns: &Schema) -> Result<Value, String> {
+    pub fn result(&self, accumulator: &Accumulator, columns: &Schema) -> Result<Answer, String> {
         Ok(match (self.kind, accumulator) {
-            (_, Accumulator::Count(count)) => Value::Integer(i128::from(*count)),
-            (_, Accumulator::Integer { count: 0, .. } | Accumulator::Float { count: 0, .. }) => Value::Null,
+            (_, Accumulator::Count(count)) => Answer::Integer(i128::from(*count)),
+            (_, Accumulator::Integer { count: 0, .. } | Accumulator::Float { count: 0, .. }) => Answer::Null,
             (Kind::AverageDecimal { factor }, Accumulator::Integer { sum, count }) => {
                 let average =
                     10_i128.checked_pow(factor).and_then(|f| sum.checked_mul(f)).map(|s| s / i128::from(*count));
@@ -298,23 +298,23 @@ impl AggregateCall {
                     DataType::Decimal128(precision, _) => v.unsigned_abs() < 10_u128.pow(u32::from(*precision)),
                     _ => false,
                 };
-                Value::Integer(average.filter(fits).ok_or("arithmetic overflow in avg")?)
+                Answer::Integer(average.filter(fits).ok_or("arithmetic overflow in avg")?)
             }
-            (_, Accumulator::Integer { sum, .. }) => Value::Integer(*sum),
-            (Kind::AverageFloat, Accumulator::Float { sum, count }) => Value::Float(sum.value() / *count as f64),
-            (_, Accumulator::Float { sum, .. }) => Value::Float(sum.value()),
-            (_, Accumulator::Flags { yes: 0, no: 0 }) => Value::Null,
-            (Kind::And, Accumulator::Flags { no, .. }) => Value::Flag(*no == 0),
-            (_, Accumulator::Flags { yes, .. }) => Value::Flag(*yes > 0),
-            (Kind::CountDistinct, Accumulator::Sorted(sorted)) => Value::Integer(sorted.len() as i128),
+            (_, Accumulator::Integer { sum, .. }) => Answer::Integer(*sum),
+            (Kind::AverageFloat, Accumulator::Float { sum, count }) => Answer::Float(sum.value() / *count as f64),
+            (_, Accumulator::Float { sum, .. }) => Answer::Float(sum.value()),
+            (_, Accumulator::Flags { yes: 0, no: 0 }) => Answer::Null,
+            (Kind::And, Accumulator::Flags { no, .. }) => Answer::Flag(*no == 0),
+            (_, Accumulator::Flags { yes, .. }) => Answer::Flag(*yes > 0),
+            (Kind::CountDistinct, Accumulator::Sorted(sorted)) => Answer::Integer(sorted.len() as i128),
             (Kind::Minimum, Accumulator::Sorted(sorted)) => {
-                sorted.first_key_value().map_or(Value::Null, |(bytes, _)| Value::Bytes(bytes.clone()))
+                sorted.first_key_value().map_or(Answer::Null, |(bytes, _)| Answer::Bytes(bytes.clone()))
             }
             (Kind::Maximum, Accumulator::Sorted(sorted)) => {
-                sorted.last_key_value().map_or(Value::Null, |(bytes, _)| Value::Bytes(bytes.clone()))
+                sorted.last_key_value().map_or(Answer::Null, |(bytes, _)| Answer::Bytes(bytes.clone()))
             }
             (_, Accumulator::Sorted(sorted)) => {
-                Value::Scalar(self.general(sorted, columns).map_err(|e| e.strip_backtrace())?)
+                Answer::Scalar(self.general(sorted, columns).map_err(|e| e.strip_backtrace())?)
             }
         })
     }
@@ -347,9 +347,9 @@ impl AggregateCall {
     }
 
     /// The results of many groups as a column.
-    pub fn column(&self, results: Vec<Value>) -> Result<ArrayRef> {
-        let integer = |v: &Value| match v {
-            Value::Integer(v) => Some(*v),
+    pub fn column(&self, results: Vec<Answer>) -> Result<ArrayRef> {
+        let integer = |v: &Answer| match v {
+            Answer::Integer(v) => Some(*v),
             _ => None,
         };
         let ty = self.function.field().data_type().clone();
@@ -368,7 +368,7 @@ impl AggregateCall {
                 results
                     .iter()
                     .map(|v| match v {
-                        Value::Float(v) => Some(*v),
+                        Answer::Float(v) => Some(*v),
                         _ => None,
                     })
                     .collect::<Float64Array>(),
@@ -377,7 +377,7 @@ impl AggregateCall {
                 results
                     .iter()
                     .map(|v| match v {
-                        Value::Flag(v) => Some(*v),
+                        Answer::Flag(v) => Some(*v),
                         _ => None,
                     })
                     .collect::<BooleanArray>(),
@@ -387,7 +387,7 @@ impl AggregateCall {
                 let parser = converter.parser();
                 let null = converter.convert_columns(&[arrow::array::new_null_array(&self.argument_types[0], 1)])?;
                 let rows = results.iter().map(|v| match v {
-                    Value::Bytes(bytes) => parser.parse(bytes),
+                    Answer::Bytes(bytes) => parser.parse(bytes),
                     _ => null.row(0),
                 });
                 let column = converter.convert_rows(rows)?.swap_remove(0);
@@ -396,7 +396,7 @@ impl AggregateCall {
             (Kind::General { .. }, _) => {
                 let null = ScalarValue::try_from(&ty)?;
                 ScalarValue::iter_to_array(results.into_iter().map(|v| match v {
-                    Value::Scalar(scalar) => scalar,
+                    Answer::Scalar(scalar) => scalar,
                     _ => null.clone(),
                 }))?
             }

@@ -9,9 +9,9 @@ use arrow::datatypes::SchemaRef;
 use datafusion::error::Result;
 
 use super::Row;
-use super::accumulator::{Accumulator, AggregateCall, Value};
+use super::accumulator::{Accumulator, AggregateCall, Answer};
 use super::codec::{Codec, concat, converter};
-use super::key::Key;
+use super::key::{Key, Value};
 use super::stats::Size;
 
 pub(super) struct Aggregate {
@@ -38,7 +38,7 @@ pub(super) struct Applied {
 }
 
 /// The results of a group, or why there are none.
-type Results = std::result::Result<Vec<Value>, String>;
+type Results = std::result::Result<Vec<Answer>, String>;
 
 impl Aggregate {
     pub fn new(calls: Vec<AggregateCall>, arguments: &SchemaRef, always: bool) -> Aggregate {
@@ -65,8 +65,8 @@ impl Aggregate {
     }
 
     /// Applies an epoch's updates, which are sorted; what comes back are the diffs of the groups' rows, and of groups that failed.
-    pub fn apply(&mut self, updates: &[((Key, Row), isize)]) -> Result<Applied> {
-        let arguments = self.arguments.decode(updates.iter().map(|((_, row), _)| &**row))?;
+    pub fn apply(&mut self, updates: &[((Key, Value), isize)]) -> Result<Applied> {
+        let arguments = self.arguments.decode(updates.iter().map(|((_, value), _)| &*value.row))?;
         let prepared = self.calls.iter().map(|c| c.prepare(&arguments)).collect::<Result<Vec<_>>>()?;
         let mut changes: Vec<(Key, isize, Results)> = Vec::new();
         let mut start = 0;
@@ -144,13 +144,13 @@ impl Aggregate {
         Ok(Applied { out, failed })
     }
 
-    fn encode(&self, rows: Vec<Vec<Value>>, mut each: impl FnMut(&[u8])) -> Result<()> {
+    fn encode(&self, rows: Vec<Vec<Answer>>, mut each: impl FnMut(&[u8])) -> Result<()> {
         let count = rows.len();
         if self.calls.is_empty() || count == 0 {
             (0..count).for_each(|_| each(&[]));
             return Ok(());
         }
-        let mut columns: Vec<Vec<Value>> = self.calls.iter().map(|_| Vec::with_capacity(count)).collect();
+        let mut columns: Vec<Vec<Answer>> = self.calls.iter().map(|_| Vec::with_capacity(count)).collect();
         for row in rows {
             row.into_iter().zip(&mut columns).for_each(|(value, column)| column.push(value));
         }

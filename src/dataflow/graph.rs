@@ -144,6 +144,15 @@ impl Graph {
         }
     }
 
+    /// Whether a node has no rows, whatever comes.
+    pub fn never_has_rows(&self, node: NodeId) -> bool {
+        match &self.nodes[node].operator {
+            Operator::Constant { rows } => rows.is_empty(),
+            Operator::Linear { input, .. } => self.never_has_rows(*input),
+            _ => false,
+        }
+    }
+
     /// The nodes that `outputs` need, inputs first.
     pub fn needed(&self, outputs: impl IntoIterator<Item = NodeId>) -> Vec<NodeId> {
         let mut open: Vec<NodeId> = outputs.into_iter().collect();

@@ -1,4 +1,4 @@
-//! A key is the row bytes that records are brought together by: equal keys are equal bytes.
+//! A key is the row bytes that records are brought together by: equal keys are equal bytes. A value is the row that stands under it.
 //!
 //! The invariant: keys order as their bytes do, whether they are held inline or not; two values of a key never have the same bytes, since
 //! the row format is injective.
@@ -10,6 +10,8 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::Row;
 
 /// Keys of up to this many bytes cost no allocation: two integers, or a short text.
 const INLINE: usize = 22;
@@ -91,6 +93,25 @@ impl<'de> Deserialize<'de> for Key {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Key, D::Error> {
         Ok(Key::from(&*Box::<[u8]>::deserialize(deserializer)?))
     }
+}
+
+/// A row under a key. It orders by a hash of its bytes first, so that sorting and merging rows, which is most of what arrangements do, seldom
+/// has to look at the bytes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) struct Value {
+    hash: u64,
+    pub row: Row,
+}
+
+impl Value {
+    pub fn new(row: Row, hasher: &ahash::RandomState) -> Value {
+        Value { hash: hasher.hash_one(&row), row }
+    }
+}
+
+/// The one hasher of keys and values: equal bytes hash alike on every worker.
+pub(super) fn hasher() -> ahash::RandomState {
+    ahash::RandomState::with_seeds(1, 2, 3, 4)
 }
 
 #[cfg(test)]

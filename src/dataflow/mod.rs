@@ -25,7 +25,7 @@ mod worker;
 
 use std::sync::Arc;
 
-pub use plan::{Plan, PlanError, Table};
+pub use plan::{Plan, PlanError, Table, TestOutput};
 pub use stats::OperatorStatus;
 pub use worker::{Engine, Handle, Stopped};
 
@@ -56,6 +56,19 @@ pub struct EpochOutput {
     pub duplicate_keys: usize,
     /// Rows whose expressions failed (a division by zero, a cast): not in the view.
     pub failed_rows: Vec<FailedRow>,
+    /// Rows that began to fail a data test, or no longer do.
+    pub violations: Vec<Violation>,
+}
+
+/// A row that fails a data test.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Index of the test in [`Plan::tests`].
+    pub test: usize,
+    /// In row format, of the test's schema.
+    pub row: Row,
+    /// How many such rows more there are, or fewer.
+    pub diff: isize,
 }
 
 /// A row that the model could not be computed for.

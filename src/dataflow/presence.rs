@@ -20,22 +20,22 @@ use timely::progress::Antichain;
 use super::Row;
 use super::epochs::{Diffs, Updates, Waiting};
 use super::graph::Emit;
-use super::key::Key;
+use super::key::{Key, Value};
 use super::stats::{Share, Size};
 
 /// Rows by key, as differential keeps and shares them.
-pub(super) type Arrangement = ValSpine<Key, Row, u64, isize>;
+pub(super) type Arrangement = ValSpine<Key, Value, u64, isize>;
 
 /// The rows of `rows` by whether `keys` has their key.
 pub(super) fn presence<'scope>(
     rows: Arranged<'scope, TraceAgent<Arrangement>>,
-    keys: Diffs<'scope, (Key, Row)>,
+    keys: Diffs<'scope, (Key, Value)>,
     emit: Emit,
     mut share: Share,
 ) -> Diffs<'scope, Row> {
     let mut trace = rows.trace.clone();
     let mut upper = Antichain::from_elem(0_u64);
-    let mut changed_rows: Waiting<(Key, Row, isize)> = Waiting::default();
+    let mut changed_rows: Waiting<(Key, Value, isize)> = Waiting::default();
     let mut changed_keys: Waiting<(Key, isize)> = Waiting::default();
     let mut counts: AHashMap<Key, i64> = AHashMap::new();
     let mut size = Size::default();
@@ -104,15 +104,15 @@ pub(super) fn presence<'scope>(
                                 let mut before = 0;
                                 cursor.map_times(&storage, |at, diff| before += if *at < time { *diff } else { 0 });
                                 if before != 0 {
-                                    give(row, !present, -before);
-                                    give(row, *present, before);
+                                    give(&row.row, !present, -before);
+                                    give(&row.row, *present, before);
                                 }
                                 cursor.step_val(&storage);
                             }
                         }
                     }
                     for (key, row, diff) in &rows {
-                        give(row, counts.contains_key(key), *diff);
+                        give(&row.row, counts.contains_key(key), *diff);
                     }
                     consolidate(&mut out);
                     share.updates(out.len());

@@ -19,7 +19,7 @@ use super::aggregate::{Aggregate, Applied};
 use super::codec::concat;
 use super::epochs::{Diffs, Updates, by_epoch};
 use super::graph::{Graph, NodeId, Operator};
-use super::key::Key;
+use super::key::{Key, Value, hasher};
 use super::linear::Linear;
 use super::presence::{Arrangement, presence};
 use super::stats::{Share, Size, Stats};
@@ -41,7 +41,7 @@ pub(super) struct Rendering<'scope, 'a> {
     pub index: usize,
     pub peers: usize,
     rows: HashMap<NodeId, Diffs<'scope, Row>>,
-    keyed: HashMap<NodeId, Diffs<'scope, (Key, Row)>>,
+    keyed: HashMap<NodeId, Diffs<'scope, (Key, Value)>>,
     arranged: HashMap<NodeId, Arranged<'scope, TraceAgent<Arrangement>>>,
 }
 
@@ -77,7 +77,7 @@ impl<'scope, 'a> Rendering<'scope, 'a> {
     }
 
     /// The stream of a node that gives keys and rows.
-    pub fn keyed(&self, id: NodeId) -> Diffs<'scope, (Key, Row)> {
+    pub fn keyed(&self, id: NodeId) -> Diffs<'scope, (Key, Value)> {
         self.keyed[&id].clone()
     }
 
@@ -86,11 +86,11 @@ impl<'scope, 'a> Rendering<'scope, 'a> {
     }
 
     /// Updates of equal keys go to the same worker.
-    fn routed(&self, stream: Diffs<'scope, (Key, Row)>) -> Diffs<'scope, (Key, Row)> {
+    fn routed(&self, stream: Diffs<'scope, (Key, Value)>) -> Diffs<'scope, (Key, Value)> {
         if self.peers == 1 {
             return stream;
         }
-        let hasher = ahash::RandomState::with_seeds(1, 2, 3, 4);
+        let hasher = hasher();
         stream.exchange(move |((key, _), _, _)| hasher.hash_one(key))
     }
 
@@ -100,14 +100,14 @@ impl<'scope, 'a> Rendering<'scope, 'a> {
             return known.clone();
         }
         let (mut share, mut size) = (self.share(id), Size::default());
-        let counted = self.keyed(id).unary::<CapacityContainerBuilder<Updates<(Key, Row)>>, _, _, _>(
+        let counted = self.keyed(id).unary::<CapacityContainerBuilder<Updates<(Key, Value)>>, _, _, _>(
             Pipeline,
             "size",
             move |_, _| {
                 move |input, output| {
                     input.for_each(|stamp, updates| {
-                        for ((key, row), _, diff) in updates.iter() {
-                            size.count(*diff, key.len() + row.len());
+                        for ((key, value), _, diff) in updates.iter() {
+                            size.count(*diff, key.len() + value.row.len());
                         }
                         output.session(&stamp).give_container(updates);
                     });
@@ -122,12 +122,13 @@ impl<'scope, 'a> Rendering<'scope, 'a> {
         arranged
     }
 
-    fn key(&mut self, id: NodeId) -> Diffs<'scope, (Key, Row)> {
+    fn key(&mut self, id: NodeId) -> Diffs<'scope, (Key, Value)> {
         let Operator::Key { input, stages, key, value, nulls } = &self.graph.nodes[id].operator else {
             unreachable!("only keyed nodes come here");
         };
         let linear = Linear::keyed(self.graph.schema(*input), stages, key, value, *nulls);
-        let stream = self.evaluated(id, *input, linear, |key, row| (key, row));
+        let hasher = hasher();
+        let stream = self.evaluated(id, *input, linear, move |key, row| (key, Value::new(row, &hasher)));
         self.routed(stream)
     }
 
@@ -188,9 +189,9 @@ impl<'scope, 'a> Rendering<'scope, 'a> {
             }
             Operator::Join { left, right } => {
                 let (left, right) = (self.arrangement(*left), self.arrangement(*right));
-                left.join_core(right, move |_, left: &Row, right: &Row| {
+                left.join_core(right, move |_, left: &Value, right: &Value| {
                     share.updates(1);
-                    Some(concat(left, right))
+                    Some(concat(&left.row, &right.row))
                 })
                 .inner
             }

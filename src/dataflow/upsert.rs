@@ -8,6 +8,7 @@ use std::sync::Arc;
 use ahash::AHashMap;
 
 use super::Row;
+use super::key::Key;
 use super::stats::Size;
 use crate::decode::RowType;
 
@@ -16,7 +17,7 @@ use crate::decode::RowType;
 pub(super) struct Event {
     /// Which worker it belongs to, modulo their number: the key's hash, or a worker's index for a truncate.
     pub route: u64,
-    pub key: Box<[u8]>,
+    pub key: Key,
     pub op: EventOp,
 }
 
@@ -28,7 +29,7 @@ pub(super) enum EventOp {
 }
 
 pub(super) struct Upsert {
-    rows: AHashMap<Box<[u8]>, Row>,
+    rows: AHashMap<Key, Row>,
     row_type: Arc<RowType>,
     size: Size,
 }

@@ -7,17 +7,18 @@ use std::collections::BTreeMap;
 use ahash::AHashMap;
 use differential_dataflow::consolidation::consolidate;
 
+use super::key::{Key, Value};
 use super::{Row, ViewChange};
 
 /// One diff of the view: key, row, diff.
-pub(super) type ViewDiff = ((Box<[u8]>, Row), isize);
+pub(super) type ViewDiff = ((Key, Value), isize);
 
 #[derive(Default)]
 pub(super) struct View {
     /// Nearly every key has one row, once.
-    rows: AHashMap<Box<[u8]>, Row>,
+    rows: AHashMap<Key, Row>,
     /// All rows of the keys that have several.
-    several: AHashMap<Box<[u8]>, BTreeMap<Row, isize>>,
+    several: AHashMap<Key, BTreeMap<Row, isize>>,
 }
 
 impl View {
@@ -26,10 +27,10 @@ impl View {
         consolidate(&mut diffs);
         let mut changes = Vec::new();
         let mut rest = diffs.into_iter().peekable();
-        while let Some(((key, row), diff)) = rest.next() {
-            let mut of_key = vec![(row, diff)];
-            while let Some(((_, row), diff)) = rest.next_if(|((next, _), _)| *next == key) {
-                of_key.push((row, diff));
+        while let Some(((key, value), diff)) = rest.next() {
+            let mut of_key = vec![(value.row, diff)];
+            while let Some(((_, value), diff)) = rest.next_if(|((next, _), _)| *next == key) {
+                of_key.push((value.row, diff));
             }
             let old = self.rows.get(&key).cloned();
             let mut all = match (self.several.remove(&key), &old) {
@@ -55,7 +56,7 @@ impl View {
                 }
             }
             if old != new {
-                changes.push(ViewChange { key, row: new });
+                changes.push(ViewChange { key: Box::from(&*key), row: new });
             }
         }
         changes
@@ -72,10 +73,11 @@ impl View {
 
 #[cfg(test)]
 mod tests {
+    use super::super::key::hasher;
     use super::*;
 
     fn diff(key: u8, row: u8, diff: isize) -> ViewDiff {
-        ((Box::from([key]), Row::from([row])), diff)
+        ((Key::from(&[key][..]), Value::new(Row::from([row]), &hasher())), diff)
     }
 
     fn change(key: u8, row: Option<u8>) -> ViewChange {

@@ -17,7 +17,7 @@ use super::Row;
 use super::aggregate::Applied;
 use super::codec::{Codec, concat};
 use super::graph::WindowCalls;
-use super::key::Key;
+use super::key::{Key, Value};
 use super::stats::Size;
 
 /// Rows in order, and how often each is there.
@@ -77,8 +77,8 @@ impl Windows {
     }
 
     /// Applies an epoch's updates, which are sorted; what comes back are the diffs of the output, and of keys whose functions failed.
-    pub fn apply(&mut self, updates: &[((Key, Row), isize)]) -> Result<Applied> {
-        let batch = self.rows.decode(updates.iter().map(|((_, row), _)| &**row))?;
+    pub fn apply(&mut self, updates: &[((Key, Value), isize)]) -> Result<Applied> {
+        let batch = self.rows.decode(updates.iter().map(|((_, value), _)| &*value.row))?;
         let mut orders: Vec<Box<[u8]>> = Vec::with_capacity(updates.len());
         if self.order.is_empty() {
             orders.resize(updates.len(), Box::default());
@@ -99,7 +99,7 @@ impl Windows {
             let mut partition = self.partitions.remove(key).unwrap_or_default();
             let mut changes = Vec::new();
             self.emit_or_fail(key, &partition, -1, &mut changes, &mut applied);
-            for ((_, row), diff) in &updates[start..end] {
+            for ((_, Value { row, .. }), diff) in &updates[start..end] {
                 let order = orders.next().expect("an order for each row");
                 let bytes = order.len() + row.len();
                 let entry = partition.entry((order, row.clone()));

@@ -20,12 +20,13 @@ use timely::dataflow::{InputHandle, ProbeHandle, Scope};
 
 use super::epochs::{Diffs, Updates};
 use super::graph::Operator;
+use super::key::{Key, hasher};
 use super::plan::Plan;
 use super::render::{Failures, Rendering};
 use super::stats::{OperatorStatus, Share, Stats};
 use super::upsert::{Event, EventOp, Upsert};
 use super::view::{View, ViewDiff};
-use super::{EpochOutput, FailedRow, Row};
+use super::{EpochOutput, FailedRow, Row, Violation};
 use crate::decode::{Decoded, Op, RowType};
 use crate::time::{Epoch, Position};
 
@@ -96,7 +97,7 @@ impl Handle {
             let (operator, model) = (node.describe(), node.model.to_string());
             OperatorStatus { id, operator, model, inputs, state_rows, state_bytes, updates }
         };
-        graph.needed([self.plan.view]).into_iter().map(status).collect()
+        graph.needed(self.plan.outputs()).into_iter().map(status).collect()
     }
 
     /// The next finished epoch; `None` when there is none within `timeout`.
@@ -124,6 +125,8 @@ impl Drop for Handle {
 struct Gathered {
     keyed: BTreeMap<u64, Vec<ViewDiff>>,
     rows: BTreeMap<u64, Vec<(Row, isize)>>,
+    /// Rows that fail a test, by its index.
+    violations: BTreeMap<u64, Vec<((usize, Row), isize)>>,
 }
 
 type Input = InputHandle<u64, CapacityContainerBuilder<Vec<Event>>>;
@@ -139,7 +142,7 @@ fn run(
     let gathered = Rc::new(RefCell::new(Gathered::default()));
     let probe = ProbeHandle::new();
     let place = (worker.index(), worker.peers());
-    let needed = plan.graph.needed([plan.view]);
+    let needed = plan.graph.needed(plan.outputs());
     let inputs = worker.dataflow::<u64, _, _>(|scope| {
         let (mut inputs, mut sources) = (Vec::new(), Vec::new());
         for (table, row_type) in row_types.iter().enumerate() {
@@ -159,18 +162,23 @@ fn run(
             sources.push(rows);
         }
         let mut rendering = Rendering::new(scope, &plan.graph, sources, failures.clone(), stats.clone(), place);
-        rendering.build(&[plan.view]);
+        rendering.build(&plan.outputs());
         let into = gathered.clone();
         if plan.keyed {
             let view = rendering.keyed(plan.view);
-            gather(view, &probe, move |time, (key, row), diff| {
-                let key: Box<[u8]> = Box::from(&*key);
-                into.borrow_mut().keyed.entry(time).or_default().push(((key, row), diff));
+            gather(view, &probe, move |time, keyed, diff| {
+                into.borrow_mut().keyed.entry(time).or_default().push((keyed, diff));
             });
         } else {
             let view = rendering.rows(plan.view);
             gather(view, &probe, move |time, row, diff| {
                 into.borrow_mut().rows.entry(time).or_default().push((row, diff));
+            });
+        }
+        for (test, output) in plan.tests.iter().enumerate() {
+            let into = gathered.clone();
+            gather(rendering.rows(output.node), &probe, move |time, row, diff| {
+                into.borrow_mut().violations.entry(time).or_default().push(((test, row), diff));
             });
         }
         inputs
@@ -246,7 +254,7 @@ struct Feed {
 impl Feed {
     fn run(mut self, worker: &mut timely::worker::Worker) {
         let peers = worker.peers() as u64;
-        let hasher = ahash::RandomState::with_seeds(1, 2, 3, 4);
+        let hasher = hasher();
         let mut applied = Position::default();
         let mut view = View::default();
         let mut under_way: VecDeque<Epoch> = VecDeque::new();
@@ -270,12 +278,13 @@ impl Feed {
                                 Op::Delete => EventOp::Delete,
                                 Op::Truncate => {
                                     for route in 0..peers {
-                                        input.send(Event { route, key: Box::default(), op: EventOp::Truncate });
+                                        input.send(Event { route, key: Key::default(), op: EventOp::Truncate });
                                     }
                                     continue;
                                 }
                             };
-                            input.send(Event { route: hasher.hash_one(&change.key), key: change.key, op });
+                            let key = Key::from(&*change.key);
+                            input.send(Event { route: hasher.hash_one(&key), key, op });
                         }
                     }
                     self.advance(epoch.0 + 1);
@@ -304,29 +313,30 @@ impl Feed {
 
     /// What an epoch that is over came to; constants, which were there before the first epoch, come with it.
     fn output(&self, epoch: Epoch, view: &mut View) -> EpochOutput {
-        let (mut keyed, mut diffs) = (Vec::new(), Vec::new());
-        {
+        let (keyed, mut diffs, mut violations) = {
             let mut gathered = self.gathered.borrow_mut();
-            while let Some(entry) = gathered.keyed.first_entry().filter(|e| *e.key() <= epoch.0) {
-                keyed.append(&mut entry.remove());
-            }
-            while let Some(entry) = gathered.rows.first_entry().filter(|e| *e.key() <= epoch.0) {
-                diffs.append(&mut entry.remove());
-            }
-        }
+            (
+                until(&mut gathered.keyed, epoch),
+                until(&mut gathered.rows, epoch),
+                until(&mut gathered.violations, epoch),
+            )
+        };
         consolidate(&mut diffs);
-        let mut failed = Vec::new();
-        {
-            let mut failures = self.failures.lock().expect("no holder of this lock panics");
-            while let Some(entry) = failures.first_entry().filter(|e| *e.key() <= epoch.0) {
-                failed.extend(entry.remove().into_iter().map(|f| ((f.row, f.reason), f.diff)));
-            }
-        }
+        consolidate(&mut violations);
+        let violations = violations.into_iter().map(|((test, row), diff)| Violation { test, row, diff }).collect();
+        let failures = until(&mut self.failures.lock().expect("no holder of this lock panics"), epoch);
+        let mut failed: Vec<_> = failures.into_iter().map(|f| ((f.row, f.reason), f.diff)).collect();
         // A row that failed on two ways with one result each way has not changed.
         consolidate(&mut failed);
         let failed_rows = failed.into_iter().map(|((row, reason), diff)| FailedRow { row, reason, diff }).collect();
         let changes = if self.keyed { view.apply(keyed) } else { Vec::new() };
         let (view_rows, duplicate_keys) = (view.len(), view.duplicates());
-        EpochOutput { epoch, changes, diffs, view_rows, duplicate_keys, failed_rows }
+        EpochOutput { epoch, changes, diffs, view_rows, duplicate_keys, failed_rows, violations }
     }
+}
+
+/// Takes what came up to an epoch.
+fn until<D>(waiting: &mut BTreeMap<u64, Vec<D>>, epoch: Epoch) -> Vec<D> {
+    let later = waiting.split_off(&(epoch.0 + 1));
+    std::mem::replace(waiting, later).into_values().flatten().collect()
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::Shared;
 use crate::config;
-use crate::dataflow::{self, ViewChange};
+use crate::dataflow::{self, TestOutput, ViewChange, Violation};
 use crate::decode::Decoded;
 use crate::serve::{State, Status};
 use crate::time::{Epoch, Position};
@@ -26,6 +26,8 @@ pub(super) struct Driving {
     pub shared: Arc<Shared>,
     pub engine: config::Engine,
     pub first: Epoch,
+    /// Data tests, and how many rows fail each.
+    pub tests: Vec<(TestOutput, i64)>,
 }
 
 impl Driving {
@@ -85,11 +87,32 @@ impl Driving {
                     "the model cannot be computed for some rows; they are not in the view"
                 );
             }
+            self.violated(&output.violations);
             self.fold(epoch, &position, output.changes, commits_ms);
             epoch = Epoch(epoch.0 + 1);
         }
         self.shared.pending().ended = true;
         Ok(())
+    }
+
+    /// Counts the rows that fail tests; a test that begins to fail is said, and one that no longer does.
+    fn violated(&mut self, violations: &[Violation]) {
+        if violations.is_empty() {
+            return;
+        }
+        let before: Vec<i64> = self.tests.iter().map(|(_, failing)| *failing).collect();
+        for violation in violations {
+            self.tests[violation.test].1 += violation.diff as i64;
+        }
+        for ((test, failing), before) in self.tests.iter().zip(before) {
+            let (name, severity) = (&test.name, test.severity.name());
+            match (before, *failing) {
+                (0, 1..) => tracing::warn!(test = name, severity, rows = failing, "rows fail a data test"),
+                (1.., 0) => tracing::info!(test = name, severity, "no row fails this data test any more"),
+                _ => {}
+            }
+        }
+        self.status.set_tests(self.tests.clone());
     }
 
     fn fold(&self, epoch: Epoch, position: &Position, changes: Vec<ViewChange>, commits_ms: Vec<i64>) {

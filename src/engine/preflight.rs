@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::config::{Config, Problem};
+use crate::config::{self, Config, DataTest, Problem, TestKind};
 use crate::dataflow::{Plan, PlanError, Table};
 use crate::decode::{RegistryClient, RowType, SchemaStore};
 use crate::source::Source;

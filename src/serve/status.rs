@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::freshness::{WINDOW, Window};
 use super::metrics::{EventOp, Metrics};
-use crate::dataflow::OperatorStatus;
+use crate::dataflow::{OperatorStatus, TestOutput};
 use crate::decode::Rule;
 use crate::time::{Epoch, Partition, Position};
 
@@ -67,6 +67,8 @@ struct Now {
     /// The dataflow's operators, each with its updates in a second since it was told of before.
     operators: Vec<(OperatorStatus, f64)>,
     operators_told: Instant,
+    /// Data tests and how many rows fail each.
+    tests: Vec<(TestOutput, i64)>,
 }
 
 impl Status {
@@ -81,6 +83,7 @@ impl Status {
             lag: BTreeMap::new(),
             operators: Vec::new(),
             operators_told: started,
+            tests: Vec::new(),
         };
         Status {
             metrics,
@@ -169,6 +172,11 @@ impl Status {
         now.operators_told = Instant::now();
     }
 
+    /// How many rows fail each data test.
+    pub fn set_tests(&self, tests: Vec<(TestOutput, i64)>) {
+        self.now().tests = tests;
+    }
+
     /// Events of all partitions that are not searchable yet.
     pub fn lag_total(&self) -> u64 {
         self.now().lag.values().sum()
@@ -216,6 +224,9 @@ impl Status {
                 "rejects": Rule::ALL.iter().map(|rule| (rule.name().to_string(), m.rejects(*rule).into())).collect::<Map<_, _>>(),
             },
             "view": {"rows": m.view_rows.get(), "changes": m.view_changes.get(), "epochs": m.epochs.get()},
+            "tests": now.tests.iter().map(|(t, failing)| json!({
+                "name": t.name, "relation": t.relation, "severity": t.severity.name(), "failing": failing,
+            })).collect::<Vec<_>>(),
             "operators": now.operators.iter().map(|(o, rate)| json!({
                 "id": o.id,
                 "operator": o.operator,

@@ -16,11 +16,12 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::datasource::empty::EmptyTable;
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
-use datafusion::prelude::{SessionConfig, SessionContext};
+use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 
 use self::lower::{Lowering, Refusal, Relations};
+use super::codec;
 use super::graph::{Graph, KeyedValue, NodeId, NullKeys, Operator};
-use crate::config::{Line, Model};
+use crate::config::{DataTest, Line, Materialized, Model, Severity, TestKind};
 
 /// A table that models may read: dbt's source.
 #[derive(Clone, Debug)]
@@ -42,6 +43,20 @@ pub enum PlanError {
     At { at: Line, reason: String },
     #[error("the view {view}: {reason}")]
     View { view: String, reason: String },
+    #[error("{declared}: {reason}")]
+    Test { declared: String, reason: String },
+}
+
+/// A data test, and where the rows that fail it come out.
+#[derive(Clone, Debug)]
+pub struct TestOutput {
+    pub name: String,
+    pub severity: Severity,
+    /// What is tested: `schema__table` or a model.
+    pub relation: String,
+    pub(super) node: NodeId,
+    /// The columns of the rows that fail.
+    pub schema: SchemaRef,
 }
 
 /// Models as a graph of operators.
@@ -51,11 +66,20 @@ pub struct Plan {
     pub(super) view: NodeId,
     /// Whether the view's rows come out under a key; otherwise as a multiset.
     pub(super) keyed: bool,
+    pub(super) tests: Vec<TestOutput>,
     view_schema: SchemaRef,
-    models: Vec<Model>,
+    steps: Vec<Step>,
     view_name: String,
     tables: Vec<Table>,
-    shown: String,
+    shown: Vec<Shown>,
+}
+
+/// A step as it was planned.
+#[derive(Clone, Debug)]
+struct Shown {
+    name: String,
+    plan: String,
+    node: NodeId,
 }
 
 impl fmt::Debug for Plan {
@@ -64,27 +88,45 @@ impl fmt::Debug for Plan {
     }
 }
 
-/// The optimised logical plan of the view.
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.shown)
+        f.write_str(&self.explain(None).unwrap_or_default())
     }
 }
 
 impl Plan {
     /// Plans `view` over `tables` and the models before it; its rows come out by the column `index_key`.
     pub fn new(models: &[Model], view: &str, tables: &[Table], index_key: &str) -> Result<Plan, PlanError> {
-        futures::executor::block_on(Self::plan(models, view, tables, Some(index_key)))
+        Self::tested(models, &[], view, tables, index_key)
+    }
+
+    /// The same with data tests. A row that fails one of severity `error` is held back where it is tested: neither other models nor the view
+    /// see it, until it heals.
+    pub fn tested(
+        models: &[Model],
+        tests: &[DataTest],
+        view: &str,
+        tables: &[Table],
+        index_key: &str,
+    ) -> Result<Plan, PlanError> {
+        futures::executor::block_on(Self::plan(models, tests, view, tables, Some(index_key)))
     }
 
     /// Plans a view without a key: its rows come out as the diffs of a multiset.
     pub fn query(models: &[Model], view: &str, tables: &[Table]) -> Result<Plan, PlanError> {
-        futures::executor::block_on(Self::plan(models, view, tables, None))
+        futures::executor::block_on(Self::plan(models, &[], view, tables, None))
     }
 
-    async fn plan(models: &[Model], view: &str, tables: &[Table], index_key: Option<&str>) -> Result<Plan, PlanError> {
+    async fn plan(
+        models: &[Model],
+        tests: &[DataTest],
+        view: &str,
+        tables: &[Table],
+        index_key: Option<&str>,
+    ) -> Result<Plan, PlanError> {
         let refused = |reason: String| PlanError::View { view: view.into(), reason };
         let context = context();
+        let steps = steps(models, tests, tables);
         let mut graph = Graph::default();
         let mut relations = Relations::new();
         for (n, table) in tables.iter().enumerate() {
@@ -94,14 +136,50 @@ impl Plan {
             let node = graph.add(Operator::Source { table: n }, table.columns.clone(), &name);
             relations.insert(table.name(), node);
         }
-        register_models(&context, models, view).await?;
-        let plan = context.table(view).await.map_err(|e| refused(message(&e)))?.into_unoptimized_plan();
-        let plan = context.state().optimize(&plan).map_err(|e| refused(message(&e)))?;
+        let mut outputs = Vec::new();
+        let mut shown = Vec::new();
+        for step in &steps {
+            let frame = step.frame(&context).await?;
+            let at = |refusal: Refusal| step.refused(refusal);
+            if let Work::Inline(name) = &step.work {
+                context.register_table(name.as_str(), frame.into_view()).map_err(|e| step.error(&e))?;
+                continue;
+            }
+            let plan = context.state().optimize(frame.logical_plan()).map_err(|e| step.error(&e))?;
+            let schema: SchemaRef = Arc::new(Schema::new(plan.schema().fields().clone()));
+            let (props, model) = (context.state().execution_props().clone(), step.name().into());
+            let mut lowering = Lowering { graph: &mut graph, relations: &relations, props, model };
+            let node = lowering.lower(&plan).map_err(at)?;
+            shown.push(Shown { name: step.name(), plan: plan.display_indent().to_string(), node });
+            match &step.work {
+                Work::Inline(_) => unreachable!("it was registered above"),
+                Work::Keep(name) => {
+                    context.deregister_table(name.as_str()).map_err(|e| step.error(&e))?;
+                    let provider = Arc::new(EmptyTable::new(schema));
+                    context.register_table(name.as_str(), provider).map_err(|e| step.error(&e))?;
+                    relations.insert(name.clone(), node);
+                }
+                // A test that the schema alone settles needs no operators.
+                Work::Test(_) if graph.never_has_rows(node) => {}
+                Work::Test(test) => outputs.push(TestOutput {
+                    name: tests[*test].name.clone(),
+                    severity: tests[*test].severity,
+                    relation: tests[*test].relation.clone(),
+                    node,
+                    schema,
+                }),
+            }
+        }
+        // The view stands under its name like any model; reading it once more gives its columns and its node.
+        let frame = context.table(view).await.map_err(|e| refused(message(&e)))?;
+        let plan = context.state().optimize(frame.logical_plan()).map_err(|e| refused(message(&e)))?;
         let view_schema: SchemaRef = Arc::new(Schema::new(plan.schema().fields().clone()));
         let props = context.state().execution_props().clone();
-        let mut lowering =
-            Lowering { graph: &mut graph, relations: &relations, props, model: format!("{view}.sql").into() };
+        let mut lowering = Lowering { graph: &mut graph, relations: &relations, props, model: view.into() };
         let mut node = lowering.lower(&plan).map_err(|refusal| located(models, view, refusal))?;
+        if !shown.iter().any(|s| s.name == view) {
+            shown.push(Shown { name: view.into(), plan: plan.display_indent().to_string(), node });
+        }
         if let Some(index_key) = index_key {
             let key_column = view_schema.index_of(index_key).map_err(|_| {
                 let columns: Vec<_> = view_schema.fields().iter().map(|f| f.name().as_str()).collect();
@@ -124,12 +202,23 @@ impl Plan {
             graph,
             view: node,
             keyed: index_key.is_some(),
+            tests: outputs,
             view_schema,
-            models: models.to_vec(),
+            steps,
             view_name: view.into(),
             tables: tables.to_vec(),
-            shown: plan.display_indent().to_string(),
+            shown,
         })
+    }
+
+    /// What comes out of the graph.
+    pub(super) fn outputs(&self) -> Vec<NodeId> {
+        std::iter::once(self.view).chain(self.tests.iter().map(|t| t.node)).collect()
+    }
+
+    /// The data tests that rows can fail; the others are settled by the schema.
+    pub fn tests(&self) -> &[TestOutput] {
+        &self.tests
     }
 
     /// The view's columns.
@@ -140,7 +229,7 @@ impl Plan {
     /// For each table, which of its columns the models read: a flag for each; none of a table that no model reads.
     pub fn columns_read(&self) -> Vec<Vec<bool>> {
         let mut read: Vec<Vec<bool>> = self.tables.iter().map(|t| vec![false; t.columns.fields().len()]).collect();
-        for id in self.graph.needed([self.view]) {
+        for id in self.graph.needed(self.outputs()) {
             for input in self.graph.inputs(id) {
                 if let Operator::Source { table } = self.graph.nodes[input].operator {
                     self.graph.nodes[id].operator.marks(&mut read[table]);
@@ -150,20 +239,33 @@ impl Plan {
         read
     }
 
-    /// The operators that maintain the view, inputs first, as text.
-    pub fn operators(&self) -> String {
+    /// The optimised plan of each step and the operators that maintain it, inputs first; of one step alone, if it is named. `None` if there
+    /// is no such step.
+    pub fn explain(&self, step: Option<&str>) -> Option<String> {
+        let shown: Vec<&Shown> = self.shown.iter().filter(|s| step.is_none_or(|name| s.name == name)).collect();
+        if shown.is_empty() {
+            return None;
+        }
         let mut out = String::new();
-        for id in self.graph.needed([self.view]) {
+        for shown in &shown {
+            out.push_str(&format!("{}\n", shown.name));
+            shown.plan.lines().for_each(|line| out.push_str(&format!("    {line}\n")));
+        }
+        out.push_str("operators\n");
+        let last = |shown: &&Shown| shown.node;
+        let nodes = if step.is_some() { shown.iter().map(last).collect() } else { self.outputs() };
+        for id in self.graph.needed(nodes) {
             let node = &self.graph.nodes[id];
             let inputs: Vec<String> = self.graph.inputs(id).iter().map(|i| format!("#{i}")).collect();
-            out.push_str(&format!(
-                "#{id} {}{}{}\n",
-                node.describe(),
-                if inputs.is_empty() { "" } else { " <- " },
-                inputs.join(", ")
-            ));
+            let from = if inputs.is_empty() { String::new() } else { format!(" <- {}", inputs.join(", ")) };
+            out.push_str(&format!("    #{id} {}{from} ({})\n", node.describe(), node.model));
         }
-        out
+        Some(out)
+    }
+
+    /// The names of the steps that have operators of their own.
+    pub fn names(&self) -> Vec<&str> {
+        self.shown.iter().map(|s| s.name.as_str()).collect()
     }
 
     /// The view computed from scratch over whole tables, by DataFusion's own execution: what the maintained one must equal.
@@ -173,9 +275,23 @@ impl Plan {
             let provider = MemTable::try_new(table.columns.clone(), vec![vec![batch]])?;
             context.register_table(table.name(), Arc::new(provider))?;
         }
-        register_models(&context, &self.models, &self.view_name)
-            .await
-            .map_err(|e| DataFusionError::Plan(e.to_string()))?;
+        let failed = |e: PlanError| DataFusionError::Plan(e.to_string());
+        for step in &self.steps {
+            match &step.work {
+                Work::Test(_) => {}
+                Work::Inline(name) => {
+                    let frame = step.frame(&context).await.map_err(failed)?;
+                    context.register_table(name.as_str(), frame.into_view())?;
+                }
+                Work::Keep(name) => {
+                    let frame = step.frame(&context).await.map_err(failed)?;
+                    let schema: SchemaRef = Arc::new(Schema::new(frame.schema().fields().clone()));
+                    let provider = MemTable::try_new(codec::nullable(&schema), vec![frame.collect().await?])?;
+                    context.deregister_table(name.as_str())?;
+                    context.register_table(name.as_str(), Arc::new(provider))?;
+                }
+            }
+        }
         let batches = context.table(self.view_name.as_str()).await?.collect().await?;
         Ok(concat_batches(&self.view_schema, &batches)?)
     }
@@ -208,24 +324,115 @@ fn context() -> SessionContext {
     SessionContext::new_with_config(config)
 }
 
-/// Registers the models that come before the view, and the view, each as a view over the ones before it.
-async fn register_models(context: &SessionContext, models: &[Model], view: &str) -> Result<(), PlanError> {
-    for model in models {
-        let at = |reason: String| PlanError::At { at: model.at(line_in(&reason)).clone(), reason };
-        let frame = context.sql(&model.sql).await.map_err(|e| at(message(&e)))?;
-        check_functions(model, frame.logical_plan())?;
-        context.register_table(model.name.as_str(), frame.into_view()).map_err(|e| at(message(&e)))?;
-        if model.name == view {
-            break;
-        }
-    }
-    Ok(())
+/// One query of a plan, and what becomes of its rows.
+#[derive(Clone, Debug)]
+struct Step {
+    sql: String,
+    work: Work,
+    from: From,
 }
 
-/// Refuses functions whose answer depends on more than their arguments, before the optimiser turns them into constants.
-fn check_functions(model: &Model, plan: &LogicalPlan) -> Result<(), PlanError> {
+#[derive(Clone, Debug)]
+enum Work {
+    /// It is a part of whatever reads this name.
+    Inline(String),
+    /// Its rows are what this name stands for from here on.
+    Keep(String),
+    /// Its rows fail the test of this index.
+    Test(usize),
+}
+
+/// Who wrote a step's query.
+#[derive(Clone, Debug)]
+enum From {
+    Model(Model),
+    Test(DataTest),
+    /// What the tests of a relation let through.
+    Gate(String),
+}
+
+/// What a plan computes, in order: each relation, the rows that fail its tests, and then the relation without those that must not go on.
+fn steps(models: &[Model], tests: &[DataTest], tables: &[Table]) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for table in tables {
+        gate(&table.name(), tests, &mut steps);
+    }
+    for model in models {
+        let alone = model.materialized == Materialized::Table || tests.iter().any(|t| t.relation == model.name);
+        let work = if alone { Work::Keep } else { Work::Inline }(model.name.clone());
+        steps.push(Step { sql: model.sql.clone(), work, from: From::Model(model.clone()) });
+        gate(&model.name, tests, &mut steps);
+    }
+    for (n, test) in tests.iter().enumerate() {
+        if let TestKind::Query { sql } = &test.kind {
+            steps.push(Step { sql: sql.clone(), work: Work::Test(n), from: From::Test(test.clone()) });
+        }
+    }
+    steps
+}
+
+fn gate(relation: &str, tests: &[DataTest], steps: &mut Vec<Step>) {
+    let mut hold = Vec::new();
+    for (n, test) in tests.iter().enumerate().filter(|(_, t)| t.relation == relation) {
+        let Some(predicate) = test.predicate() else { continue };
+        let sql = format!("select * from \"{relation}\" where {predicate}");
+        steps.push(Step { sql, work: Work::Test(n), from: From::Test(test.clone()) });
+        if test.severity == Severity::Error {
+            hold.push(predicate);
+        }
+    }
+    if !hold.is_empty() {
+        // Each by itself: a subquery in a condition of its own becomes an anti join.
+        let held: Vec<String> = hold.iter().map(|p| format!("({p}) is not true")).collect();
+        let sql = format!("select * from \"{relation}\" where {}", held.join(" and "));
+        let (work, from) = (Work::Keep(relation.into()), From::Gate(relation.into()));
+        steps.push(Step { sql, work, from });
+    }
+}
+
+impl Step {
+    fn name(&self) -> String {
+        match &self.from {
+            From::Model(model) => model.name.clone(),
+            From::Test(test) => format!("test {}", test.name),
+            From::Gate(relation) => format!("{relation}, tested"),
+        }
+    }
+
+    async fn frame(&self, context: &SessionContext) -> Result<DataFrame, PlanError> {
+        let frame = context.sql(&self.sql).await.map_err(|e| self.error(&e))?;
+        if let Some(name) = unsteady_function(frame.logical_plan()).map_err(|e| self.error(&e))? {
+            let reason = format!("{name}() gives another answer each time; a maintained view cannot follow it");
+            return Err(self.refused(Refusal { word: name, reason }));
+        }
+        Ok(frame)
+    }
+
+    fn error(&self, error: &DataFusionError) -> PlanError {
+        let reason = message(error);
+        self.at(line_in(&reason), reason)
+    }
+
+    fn refused(&self, refusal: Refusal) -> PlanError {
+        self.at(line_of(&self.sql, &refusal.word), refusal.reason)
+    }
+
+    fn at(&self, line: usize, reason: String) -> PlanError {
+        match &self.from {
+            From::Model(model) => PlanError::At { at: model.at(line).clone(), reason },
+            From::Test(test) => match test.lines.get(line - 1) {
+                Some(at) => PlanError::At { at: at.clone(), reason },
+                None => PlanError::Test { declared: test.declared.clone(), reason },
+            },
+            From::Gate(relation) => PlanError::View { view: relation.clone(), reason },
+        }
+    }
+}
+
+/// A function whose answer depends on more than its arguments, looked for before the optimiser turns it into a constant.
+fn unsteady_function(plan: &LogicalPlan) -> Result<Option<String>, DataFusionError> {
     let mut found = None;
-    let walked = plan.apply_with_subqueries(|node| {
+    plan.apply_with_subqueries(|node| {
         node.apply_expressions(|expr| {
             expr.apply(|e| {
                 if let Expr::ScalarFunction(call) = e
@@ -237,18 +444,8 @@ fn check_functions(model: &Model, plan: &LogicalPlan) -> Result<(), PlanError> {
                 Ok(TreeNodeRecursion::Continue)
             })
         })
-    });
-    let at = |line, reason| PlanError::At { at: model.at(line).clone(), reason };
-    if let Err(e) = walked {
-        return Err(at(1, message(&e)));
-    }
-    match found {
-        Some(name) => {
-            let reason = format!("{name}() gives another answer each time; a maintained view cannot follow it");
-            Err(at(line_of(&model.sql, &name), reason))
-        }
-        None => Ok(()),
-    }
+    })?;
+    Ok(found)
 }
 
 /// The line of the first `word` in the SQL, whatever its case.
