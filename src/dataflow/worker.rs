@@ -5,7 +5,9 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -45,6 +47,8 @@ pub struct Engine;
 pub struct Handle {
     plan: Arc<Plan>,
     stats: Arc<[Arc<Stats>]>,
+    /// Whether a worker has panicked: the others wait for it in vain.
+    dead: Arc<AtomicBool>,
     input: Option<SyncSender<(Epoch, Vec<Decoded>)>>,
     output: Mutex<Receiver<EpochOutput>>,
     thread: Option<JoinHandle<()>>,
@@ -63,21 +67,21 @@ impl Engine {
         let seed: Arc<Mutex<Option<Seed>>> = Arc::new(Mutex::new(Some((commands, results))));
         let config = if workers > 1 { timely::Config::process(workers) } else { timely::Config::thread() };
         let (of_workers, counters) = (plan.clone(), stats.clone());
+        let dead = Arc::new(AtomicBool::new(false));
+        let (of_workers_dead, of_feed) = (dead.clone(), dead.clone());
         let guards = timely::execute(config, move |worker| {
             let seed = if worker.index() == 0 { seed.lock().ok().and_then(|mut s| s.take()) } else { None };
-            run(worker, &of_workers, &row_types, &failures, &counters, seed);
+            let work = || run(worker, &of_workers, &row_types, &failures, &counters, &of_feed, seed);
+            if std::panic::catch_unwind(AssertUnwindSafe(work)).is_err() {
+                tracing::error!("a dataflow worker panicked");
+                of_workers_dead.store(true, Ordering::SeqCst);
+            }
         })?;
         let thread = std::thread::Builder::new()
             .name("dataflow".into())
-            .spawn(move || {
-                for joined in guards.join() {
-                    if let Err(e) = joined {
-                        tracing::error!(reason = e, "a dataflow worker panicked");
-                    }
-                }
-            })
+            .spawn(move || guards.join().into_iter().for_each(drop))
             .map_err(|e| e.to_string())?;
-        Ok(Handle { plan, stats, input: Some(input), output: Mutex::new(output), thread: Some(thread) })
+        Ok(Handle { plan, stats, dead, input: Some(input), output: Mutex::new(output), thread: Some(thread) })
     }
 }
 
@@ -104,6 +108,7 @@ impl Handle {
     pub fn recv(&self, timeout: Duration) -> Result<Option<EpochOutput>, Stopped> {
         match self.output.lock().map_err(|_| Stopped)?.recv_timeout(timeout) {
             Ok(output) => Ok(Some(output)),
+            Err(RecvTimeoutError::Timeout) if self.dead.load(Ordering::SeqCst) => Err(Stopped),
             Err(RecvTimeoutError::Timeout) => Ok(None),
             Err(RecvTimeoutError::Disconnected) => Err(Stopped),
         }
@@ -113,7 +118,8 @@ impl Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         drop(self.input.take());
-        if let Some(thread) = self.thread.take() {
+        // Workers whose peer has panicked wait for it for ever; the process is about to end.
+        if let Some(thread) = self.thread.take().filter(|_| !self.dead.load(Ordering::SeqCst)) {
             // A panic in it was logged when it happened.
             let _ = thread.join();
         }
@@ -137,6 +143,7 @@ fn run(
     row_types: &[Arc<RowType>],
     failures: &Failures,
     stats: &Arc<[Arc<Stats>]>,
+    dead: &Arc<AtomicBool>,
     seed: Option<Seed>,
 ) {
     let gathered = Rc::new(RefCell::new(Gathered::default()));
@@ -184,7 +191,8 @@ fn run(
         inputs
     });
     if let Some((commands, results)) = seed {
-        let feed = Feed { inputs, probe, gathered, failures: failures.clone(), commands, results, keyed: plan.keyed };
+        let (failures, dead, keyed) = (failures.clone(), dead.clone(), plan.keyed);
+        let feed = Feed { inputs, probe, gathered, failures, commands, results, keyed, dead };
         feed.run(worker);
     }
     // The others only have their share of the work, and end when the first one closes its inputs.
@@ -249,6 +257,7 @@ struct Feed {
     commands: Receiver<(Epoch, Vec<Decoded>)>,
     results: std::sync::mpsc::Sender<EpochOutput>,
     keyed: bool,
+    dead: Arc<AtomicBool>,
 }
 
 impl Feed {
@@ -258,7 +267,7 @@ impl Feed {
         let mut applied = Position::default();
         let mut view = View::default();
         let mut under_way: VecDeque<Epoch> = VecDeque::new();
-        loop {
+        while !self.dead.load(Ordering::SeqCst) {
             // With nothing under way there is nothing to step for: sleep until something comes.
             let command = if under_way.is_empty() {
                 self.commands.recv().map_err(|_| TryRecvError::Disconnected)
