@@ -4,9 +4,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# protoc: lance's file formats. openssl, zlib: librdkafka. cmake, clang: aws-lc and zstd.
+# protoc and the files that it includes: lance's file formats. openssl, zlib: librdkafka. cmake, clang: aws-lc and zstd.
 # python3 and pip: the model comes out of a wheel.
-packages=(protobuf-compiler libssl-dev zlib1g-dev pkg-config cmake clang)
+packages=(protobuf-compiler libprotobuf-dev libssl-dev zlib1g-dev pkg-config cmake clang)
 command -v python3 >/dev/null || packages+=(python3)
 python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
 for tool in cc make curl; do

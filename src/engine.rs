@@ -22,7 +22,7 @@ use futures::future::BoxFuture;
 
 use crate::config::Config;
 use crate::dataflow::{self, Row};
-use crate::embed::{BatchStats, Embedder, EmbeddingStore};
+use crate::embed::{BatchStats, Embedder, EmbeddingStore, TextEmbedder};
 use crate::index::{IndexSearcher, IndexTable, Indexer};
 use crate::serve::{EmbedQuery, Metrics, SearchError, ServeState, Server, State, Status};
 use crate::time::{Epoch, Position};
@@ -92,17 +92,27 @@ impl Shared {
 impl Service {
     /// Starts everything. `progress` hears of every batch that is embedded for the index.
     pub async fn start(config: Config, progress: Arc<dyn Fn(BatchStats) + Send + Sync>) -> Result<Service, Error> {
+        let embed = config.embed.clone();
+        let load = async move {
+            let loaded = tokio::task::spawn_blocking(move || Embedder::load(&embed)).await;
+            Ok(Arc::new(loaded.map_err(|e| Error::Peer(e.to_string()))??) as Arc<dyn TextEmbedder>)
+        };
+        Self::start_with(config, load, progress).await
+    }
+
+    /// The same with an embedder of the caller's; the API listens while it is made.
+    pub async fn start_with(
+        config: Config,
+        embedder: impl Future<Output = Result<Arc<dyn TextEmbedder>, Error>>,
+        progress: Arc<dyn Fn(BatchStats) + Send + Sync>,
+    ) -> Result<Service, Error> {
         let status = Arc::new(Status::new(Arc::new(Metrics::new())));
         let state = Arc::new(ServeState::new(config.serve.clone(), status.clone()));
         let server = Server::start(state.clone()).await?;
         let (plan, row_types) = plan(&config).map_err(|p| {
             Error::Plan(p.iter().map(|p| format!("{}: {}", p.key, p.reason)).collect::<Vec<_>>().join("; "))
         })?;
-        let embed = config.embed.clone();
-        let embedder = tokio::task::spawn_blocking(move || Embedder::load(&embed))
-            .await
-            .map_err(|e| Error::Peer(e.to_string()))??;
-        let embedder = Arc::new(embedder);
+        let embedder = embedder.await?;
         let (model, dimension) = (embedder.model_id().clone(), embedder.dimension());
         let table =
             IndexTable::open(&config.index, &config.name, plan.view_schema().clone(), &model.0, dimension).await?;
@@ -209,7 +219,7 @@ impl Service {
     }
 }
 
-struct QueryEmbedder(Arc<Embedder>);
+struct QueryEmbedder(Arc<dyn TextEmbedder>);
 
 impl EmbedQuery for QueryEmbedder {
     fn embed_query<'a>(&'a self, text: &'a str) -> BoxFuture<'a, Result<Vec<f32>, SearchError>> {

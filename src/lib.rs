@@ -30,4 +30,6 @@ pub mod engine;
 
 pub mod demo;
 
+pub mod bench;
+
 pub mod logging;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use freshet::config::{self, Config, Problem};
-use freshet::{demo, embed, engine, logging};
+use freshet::{bench, demo, embed, engine, logging};
 
 /// Rows are allocated on one thread and freed on another, which the system's allocator is slow at.
 #[global_allocator]
@@ -45,6 +45,14 @@ enum Command {
     Demo(demo::Options),
     /// Says what this machine has: GPUs, the device that is taken and why, the model, and whether the peers answer.
     Doctor { folder: PathBuf },
+    /// Measures a part of Freshet on made-up data, and checks what it computed.
+    ///
+    /// Prints one JSON object on stdout, {"bench", "ok", ...figures with their units in their names}, and progress on stderr. ok is false, and
+    /// the exit code 1, when an answer was wrong; whether a mark was met is the figure mark_met. Measure on a machine that does nothing else.
+    Bench {
+        #[command(subcommand)]
+        bench: bench::Bench,
+    },
 }
 
 fn main() -> ExitCode {
@@ -67,6 +75,7 @@ fn main() -> ExitCode {
             Command::Explain { folder, model } => explain(&folder, model.as_deref()),
             Command::Demo(options) => demo(options).await,
             Command::Doctor { folder } => doctor(&folder).await,
+            Command::Bench { bench } => measure(bench).await,
         }
     });
     // A search that still computes does not hold up the end.
@@ -167,6 +176,20 @@ fn print_problems(config: &Config, problems: &[Problem]) {
 async fn demo(options: demo::Options) -> u8 {
     match demo::run(options).await {
         Ok(()) => 0,
+        Err(e) => {
+            eprintln!("freshet: {e}");
+            3
+        }
+    }
+}
+
+async fn measure(bench: bench::Bench) -> u8 {
+    match bench::run(bench).await {
+        Ok(report) => {
+            report.wrong().iter().for_each(|what| eprintln!("wrong: {what}"));
+            println!("{}", report.json());
+            u8::from(!report.is_ok())
+        }
         Err(e) => {
             eprintln!("freshet: {e}");
             3

@@ -4,7 +4,7 @@
 //! but plans, which depend on schemas alone.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arrow_row::RowConverter;
 
@@ -111,7 +111,8 @@ impl Decoder {
             Ok(match source.envelope {
                 config::Envelope::Flattened => ValuePlan::Flat { row, record: schema.root },
                 config::Envelope::Debezium => {
-                    ValuePlan::Wrapped { fields: Vec::new(), row, before: RowPlan::key(schema, record, &row_type)? }
+                    let before = RowPlan::key(schema, record, &row_type)?;
+                    ValuePlan::Wrapped { fields: Vec::new(), source: Vec::new(), row, before, table: OnceLock::new() }
                 }
             })
         });

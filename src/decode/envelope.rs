@@ -3,7 +3,7 @@
 //! The invariant: `before` is never taken for the old row (Debezium fills it with made-up values); only its key columns are looked at,
 //! to notice a changed primary key.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::{Map, Value};
 
@@ -57,8 +57,11 @@ pub(super) enum ValuePlan {
     Skip,
     Wrapped {
         fields: Vec<(NodeId, Part)>,
+        source: Vec<(NodeId, Option<OriginField>)>,
         row: RowPlan,
         before: Option<RowPlan>,
+        /// The table's name, which every event repeats.
+        table: OnceLock<Arc<str>>,
     },
     Flat {
         row: RowPlan,
@@ -101,15 +104,18 @@ impl ValuePlan {
             Some(before) => RowPlan::key(schema, before, of)?,
             None => None,
         };
+        let source = root.field("source").and_then(|(_, f)| schema.record(f.node));
+        let source: Option<Vec<_>> =
+            source.map(|s| s.fields.iter().map(|f| (f.node, OriginField::of(&f.name))).collect());
         let part = |name: &str| match name {
             "before" if before.is_some() => Part::Before,
             "after" => Part::After,
-            "source" => Part::Source,
+            "source" if source.is_some() => Part::Source,
             "op" => Part::Op,
             _ => Part::Other,
         };
         let fields = root.fields.iter().map(|f| (f.node, part(&f.name))).collect();
-        Ok(ValuePlan::Wrapped { fields, row, before })
+        Ok(ValuePlan::Wrapped { fields, source: source.unwrap_or_default(), row, before, table: OnceLock::new() })
     }
 
     /// Reads an Avro body; `None` is nothing of a table.
@@ -127,7 +133,7 @@ impl ValuePlan {
                 cursor.skip(schema, schema.root).map_err(wire)?;
                 None
             }
-            ValuePlan::Wrapped { fields, row, before } => {
+            ValuePlan::Wrapped { fields, source, row, before, table } => {
                 let mut parts = Parts::default();
                 if schema.record(cursor.branch(schema, schema.root).map_err(wire)?).is_none() {
                     return Err(bad(Rule::Envelope, "the value is null inside its schema"));
@@ -146,18 +152,17 @@ impl ValuePlan {
                                 parts.row = Some(row.read_avro(schema, &mut cursor, of, unavailable)?);
                             }
                         }
-                        (Part::Op, _) => parts.op = text(cursor.read(schema, *node).map_err(wire)?),
+                        (Part::Op, _) => parts.op = op(cursor.read(schema, *node).map_err(wire)?),
                         (Part::Source, _) => {
-                            let id = cursor.branch(schema, *node).map_err(wire)?;
-                            if let Some(record) = schema.record(id) {
-                                for field in &record.fields {
-                                    match is_kept(&field.name) {
-                                        true => keep(
-                                            &mut parts.origin,
-                                            &field.name,
-                                            cursor.read(schema, field.node).map_err(wire)?,
-                                        ),
-                                        false => cursor.skip(schema, field.node).map_err(wire)?,
+                            if schema.record(cursor.branch(schema, *node).map_err(wire)?).is_none() {
+                                continue;
+                            }
+                            for (node, field) in source {
+                                match field {
+                                    None => cursor.skip(schema, *node).map_err(wire)?,
+                                    Some(field) => {
+                                        let raw = cursor.read(schema, *node).map_err(wire)?;
+                                        keep(&mut parts.origin, *field, raw, table);
                                     }
                                 }
                             }
@@ -173,10 +178,10 @@ impl ValuePlan {
                 cursor.finish().map_err(wire)?;
                 let mut again = Cursor::new(body);
                 again.branch(schema, schema.root).map_err(wire)?;
-                let mut added = Added::default();
+                let (mut added, table) = (Added::default(), OnceLock::new());
                 for field in schema.record(*record).map(|r| r.fields.as_slice()).unwrap_or_default() {
                     match field.name.starts_with("__") && Added::knows(&field.name) {
-                        true => added.take(&field.name, again.read(schema, field.node).map_err(wire)?),
+                        true => added.take(&field.name, again.read(schema, field.node).map_err(wire)?, &table),
                         false => again.skip(schema, field.node).map_err(wire)?,
                     }
                 }
@@ -201,15 +206,15 @@ impl ValuePlan {
         match self {
             ValuePlan::Skip => Ok(None),
             ValuePlan::Flat { row, .. } => {
-                let mut added = Added::default();
+                let (mut added, table) = (Added::default(), OnceLock::new());
                 for (name, value) in object.iter().filter(|(name, _)| Added::knows(name)) {
-                    added.take(name, loose(value));
+                    added.take(name, loose(value), &table);
                 }
                 added.event(row.read_json(schema, object, of, unavailable)).map(Some)
             }
-            ValuePlan::Wrapped { row, before, .. } => {
+            ValuePlan::Wrapped { row, before, table, .. } => {
                 let mut parts =
-                    Parts { op: object.get("op").and_then(Value::as_str).map(Into::into), ..Parts::default() };
+                    Parts { op: object.get("op").and_then(Value::as_str).map(Kind::of), ..Parts::default() };
                 let part = |name: &str| -> Result<Option<&'a Map<String, Value>>, Bad> {
                     match object.get(name) {
                         None | Some(Value::Null) => Ok(None),
@@ -222,8 +227,10 @@ impl ValuePlan {
                 parts.row = part("after")?.map(|o| row.read_json(schema, o, of, unavailable));
                 parts.before =
                     part("before")?.zip(before.as_ref()).map(|(o, plan)| plan.read_json(schema, o, of, unavailable));
-                for (name, value) in part("source")?.into_iter().flatten().filter(|(name, _)| is_kept(name)) {
-                    keep(&mut parts.origin, name, loose(value));
+                for (name, value) in part("source")?.into_iter().flatten() {
+                    if let Some(field) = OriginField::of(name) {
+                        keep(&mut parts.origin, field, loose(value), table);
+                    }
                 }
                 parts.event().map(Some)
             }
@@ -247,7 +254,7 @@ fn is_service_record(root: &Record) -> bool {
 
 #[derive(Default)]
 struct Parts<'a> {
-    op: Option<Arc<str>>,
+    op: Option<Result<Kind, Bad>>,
     before: Option<RowCells<'a>>,
     row: Option<RowCells<'a>>,
     origin: Origin,
@@ -258,7 +265,7 @@ impl<'a> Parts<'a> {
         let Some(op) = self.op else { return Err(bad(Rule::Envelope, "the envelope has no operation")) };
         // A `before` that does not fit says nothing about the row that counts.
         let before_key = self.before.filter(|b| b.misfit.is_none() && b.unavailable.is_empty()).map(|b| b.cells);
-        finish(Kind::of(&op)?, self.row, before_key, self.origin)
+        finish(op?, self.row, before_key, self.origin)
     }
 }
 
@@ -280,60 +287,93 @@ fn finish<'a>(
 #[derive(Default)]
 struct Added {
     deleted: bool,
-    op: Option<Arc<str>>,
+    op: Option<Result<Kind, Bad>>,
     origin: Origin,
 }
 
 impl Added {
     fn knows(name: &str) -> bool {
-        matches!(name, "__deleted" | "__op") || origin_name(name).is_some()
+        matches!(name, "__deleted" | "__op") || origin_field(name).is_some()
     }
 
-    fn take(&mut self, name: &str, raw: Raw<'_>) {
+    fn take(&mut self, name: &str, raw: Raw<'_>, table: &OnceLock<Arc<str>>) {
         match (name, raw) {
             ("__deleted", Raw::Bool(v)) => self.deleted = v,
             ("__deleted", Raw::Str(v)) => self.deleted = v == "true",
-            ("__op", raw) => self.op = text(raw),
+            ("__op", raw) => self.op = op(raw),
             (name, raw) => {
-                if let Some(name) = origin_name(name) {
-                    keep(&mut self.origin, name, raw);
+                if let Some(field) = origin_field(name) {
+                    keep(&mut self.origin, field, raw, table);
                 }
             }
         }
     }
 
     fn event<'a>(self, cells: RowCells<'a>) -> Result<Event<'a>, Bad> {
-        let kind = match self.op.as_deref() {
+        let kind = match self.op {
             _ if self.deleted => Kind::Delete,
-            Some(op) => Kind::of(op)?,
+            Some(op) => op?,
             None => Kind::Update,
         };
         finish(kind, Some(cells), None, self.origin)
     }
 }
 
+/// The fields of `source` that are kept.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum OriginField {
+    TsMs,
+    Snapshot,
+    Lsn,
+    ChangeLsn,
+    CommitLsn,
+    EventSerialNo,
+    Table,
+}
+
+impl OriginField {
+    fn of(name: &str) -> Option<OriginField> {
+        Some(match name {
+            "ts_ms" => OriginField::TsMs,
+            "snapshot" => OriginField::Snapshot,
+            "lsn" => OriginField::Lsn,
+            "change_lsn" => OriginField::ChangeLsn,
+            "commit_lsn" => OriginField::CommitLsn,
+            "event_serial_no" => OriginField::EventSerialNo,
+            "table" => OriginField::Table,
+            _ => return None,
+        })
+    }
+}
+
 /// `__source_ts_ms` and `__ts_ms`, `__lsn`, ...: the transformation writes a nested name with underscores.
-fn origin_name(name: &str) -> Option<&str> {
+fn origin_field(name: &str) -> Option<OriginField> {
     let name = name.strip_prefix("__")?;
-    let inner = name.strip_prefix("source_").unwrap_or(name);
-    is_kept(inner).then_some(inner)
+    OriginField::of(name.strip_prefix("source_").unwrap_or(name))
 }
 
-fn is_kept(name: &str) -> bool {
-    matches!(name, "ts_ms" | "snapshot" | "lsn" | "change_lsn" | "commit_lsn" | "event_serial_no" | "table")
-}
-
-fn keep(origin: &mut Origin, name: &str, raw: Raw<'_>) {
-    match (name, raw) {
-        ("ts_ms", Raw::Int(v)) => origin.ts_ms = v,
-        ("lsn", Raw::Int(v)) => origin.lsn = Some(v),
-        ("event_serial_no", Raw::Int(v)) => origin.event_serial_no = Some(v),
-        ("snapshot", Raw::Str(v)) => origin.snapshot = v != "false",
-        ("snapshot", Raw::Bool(v)) => origin.snapshot = v,
-        ("change_lsn", raw) => origin.change_lsn = text(raw),
-        ("commit_lsn", raw) => origin.commit_lsn = text(raw),
-        ("table", raw) => origin.table = text(raw),
+/// `table` has the name that came first; an event of another table (a topic may carry several) pays for its own.
+fn keep(origin: &mut Origin, field: OriginField, raw: Raw<'_>, table: &OnceLock<Arc<str>>) {
+    match (field, raw) {
+        (OriginField::TsMs, Raw::Int(v)) => origin.ts_ms = v,
+        (OriginField::Lsn, Raw::Int(v)) => origin.lsn = Some(v),
+        (OriginField::EventSerialNo, Raw::Int(v)) => origin.event_serial_no = Some(v),
+        (OriginField::Snapshot, Raw::Str(v)) => origin.snapshot = v != "false",
+        (OriginField::Snapshot, Raw::Bool(v)) => origin.snapshot = v,
+        (OriginField::ChangeLsn, raw) => origin.change_lsn = text(raw),
+        (OriginField::CommitLsn, raw) => origin.commit_lsn = text(raw),
+        (OriginField::Table, Raw::Str(v)) => {
+            let first = table.get_or_init(|| (*v).into());
+            origin.table = Some(if **first == *v { first.clone() } else { (*v).into() });
+        }
         _ => {}
+    }
+}
+
+fn op(raw: Raw<'_>) -> Option<Result<Kind, Bad>> {
+    match raw {
+        Raw::Str(op) => Some(Kind::of(&op)),
+        _ => None,
     }
 }
 

@@ -17,9 +17,9 @@ use warp::Filter;
 use warp::http::StatusCode;
 
 pub use catalog::Product;
-pub use shop::{PARTITIONS, Shop, TOPIC};
+pub use shop::{Error as ShopError, PARTITIONS, Shop, TOPIC};
 
-use crate::config;
+use crate::config::{self, Config};
 use crate::engine::{Service, stop_signal};
 use crate::serve::State;
 use crate::source::embedded::{Broker, Producer, Registry};
@@ -27,7 +27,7 @@ use crate::time::Position;
 
 /// How far the shop may write ahead of the service: the broker keeps 5 MiB a partition and drops the rest.
 const AHEAD_MAX_BYTES: usize = 2 << 20;
-const CONTRACT: &str = include_str!("../../schemas/avro/product.avsc");
+pub const CONTRACT: &str = include_str!("../../schemas/avro/product.avsc");
 const FILES: &[(&str, &str)] = &[
     ("schemas/avro/product.avsc", CONTRACT),
     ("dataflows/product/dataflow.toml", include_str!("../../dataflows/product/dataflow.toml")),
@@ -61,7 +61,8 @@ pub struct Options {
     pub seed: u64,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+/// A time such as 60s or 5m.
+pub fn duration(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let number: u64 = text[..split].parse().map_err(|_| format!("{text:?} is no time such as 60s or 5m"))?;
     match &text[split..] {
@@ -87,26 +88,36 @@ pub async fn run(options: Options) -> Outcome {
 /// Errors of parts that have nothing in common but that the demo cannot go on.
 type Outcome = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
-async fn demo(options: &Options, data: &Path) -> Outcome {
+/// Writes the shipped dataflow into `data` and configures it for these peers; index and embeddings lie beside it.
+pub fn product_dataflow(
+    data: &Path,
+    brokers: &str,
+    registry: &str,
+    listen: SocketAddr,
+) -> Result<Config, Box<dyn std::error::Error + Send + Sync>> {
     for (name, text) in FILES {
         let path = data.join(name);
         std::fs::create_dir_all(path.parent().unwrap_or(data))?;
         std::fs::write(path, text)?;
     }
+    let folder = data.canonicalize()?;
+    let variables = |name: &str| match name {
+        "KAFKA_BOOTSTRAP_SERVERS" => Some(brokers.to_string()),
+        "SCHEMA_REGISTRY_URL" => Some(registry.to_string()),
+        "FRESHET_DATA_DIR" => Some(folder.join("data").to_string_lossy().into_owned()),
+        "FRESHET_LISTEN" => Some(listen.to_string()),
+        other => std::env::var(other).ok(),
+    };
+    Ok(config::load_with(&data.join("dataflows/product"), variables)?)
+}
+
+async fn demo(options: &Options, data: &Path) -> Outcome {
     let broker = Broker::start(&[(TOPIC, PARTITIONS)])?;
     let registry = Registry::start().await?;
     let (brokers, url) = (broker.bootstrap_servers(), registry.url());
     println!("broker    {brokers} (inside this process, topic {TOPIC}, {PARTITIONS} partitions)");
     println!("registry  {url}");
-    let folder = data.canonicalize()?;
-    let variables = |name: &str| match name {
-        "KAFKA_BOOTSTRAP_SERVERS" => Some(brokers.clone()),
-        "SCHEMA_REGISTRY_URL" => Some(url.clone()),
-        "FRESHET_DATA_DIR" => Some(folder.join("data").to_string_lossy().into_owned()),
-        "FRESHET_LISTEN" => Some(options.listen.to_string()),
-        other => std::env::var(other).ok(),
-    };
-    let config = config::load_with(&data.join("dataflows/product"), variables)?;
+    let config = product_dataflow(data, &brokers, &url, options.listen)?;
     let shop = Shop::new(options.seed, options.products as usize, Producer::new(&brokers)?, &registry, CONTRACT)?;
     let shop = Arc::new(Mutex::new(shop));
     let bar = ProgressBar::new(u64::from(options.products));

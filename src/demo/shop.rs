@@ -105,6 +105,12 @@ impl Shop {
         self.products.keys().copied().collect()
     }
 
+    /// How far the shop has written: the next offset of every partition.
+    pub fn written(&self) -> Position {
+        let ends = self.ahead.iter().enumerate();
+        ends.map(|(n, (first, sizes))| (Partition::new(TOPIC, n as i32), Offset(first + sizes.len() as i64))).collect()
+    }
+
     /// Bytes that the fullest partition holds beyond what was read.
     pub fn bytes_ahead(&mut self, read: &Position) -> usize {
         let mut most = 0;

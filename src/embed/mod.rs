@@ -9,6 +9,7 @@ mod load;
 mod store;
 #[cfg(test)]
 pub(crate) mod tests;
+mod text_embedder;
 
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use tokenizers::Tokenizer;
 
 pub use load::Error;
 pub use store::{EmbeddingStore, StoreError, TextHash};
+pub use text_embedder::TextEmbedder;
 
 use crate::config;
 

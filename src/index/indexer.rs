@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Error, Fingerprint, IndexTable};
 use crate::dataflow::{Row, ViewChange};
-use crate::embed::{BatchStats, Embedder, EmbeddingStore, TextHash};
+use crate::embed::{BatchStats, EmbeddingStore, TextEmbedder, TextHash};
 use crate::time::{Epoch, Position};
 
 /// What a call of [`Indexer::apply`] did.
@@ -37,7 +37,7 @@ pub struct Applied {
 pub struct Indexer {
     table: IndexTable,
     store: EmbeddingStore,
-    embedder: Arc<Embedder>,
+    embedder: Arc<dyn TextEmbedder>,
     held: HashMap<Box<[u8]>, Fingerprint>,
     rows: RowConverter,
     keys: RowConverter,
@@ -45,7 +45,11 @@ pub struct Indexer {
 }
 
 impl Indexer {
-    pub async fn new(table: IndexTable, store: EmbeddingStore, embedder: Arc<Embedder>) -> Result<Indexer, Error> {
+    pub async fn new(
+        table: IndexTable,
+        store: EmbeddingStore,
+        embedder: Arc<dyn TextEmbedder>,
+    ) -> Result<Indexer, Error> {
         let fields = table.view_schema.fields().iter().map(|f| SortField::new(f.data_type().clone())).collect();
         let rows = RowConverter::new(fields).map_err(|e| table.storage(e))?;
         let key = table.view_schema.field(table.key_column).data_type().clone();

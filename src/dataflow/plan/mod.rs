@@ -216,6 +216,11 @@ impl Plan {
         std::iter::once(self.view).chain(self.tests.iter().map(|t| t.node)).collect()
     }
 
+    /// The tables that it reads.
+    pub fn tables(&self) -> &[Table] {
+        &self.tables
+    }
+
     /// The data tests that rows can fail; the others are settled by the schema.
     pub fn tests(&self) -> &[TestOutput] {
         &self.tests

@@ -1,0 +1,566 @@
+//! SQL: what it costs to maintain joins, groups and top-k, from Avro bytes in memory to the diffs of the view.
+//!
+//! The rows are a function of their key and version, so the tables as they stand need not be kept: what the view has to be is computed by
+//! DataFusion in batch, and compared by two hashes over the rows with their counts.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::time::{Duration, Instant};
+
+use arrow::array::{Array, ArrayRef, Decimal128Array, Int32Array, Int64Array, RecordBatch, StringArray};
+use arrow_row::{RowConverter, SortField};
+
+use super::report::{peak_mib, reset_peak, resident_mib, rounded};
+use super::{Error, Report, Sample};
+use crate::config::{Envelope, Format, Line, Materialized, Model, Source};
+use crate::dataflow::{self, EpochOutput, Plan, Table};
+use crate::decode::{Decoder, FixedSchemas, RowType, SchemaStore};
+use crate::source::MessageBatch;
+use crate::time::{Epoch, Offset, Partition};
+
+const MARK_EVENTS_PER_SECOND: f64 = 450_000.0;
+const MARK_MIB: u64 = 1_500;
+/// The cost of one change may grow this much from the smallest to the largest table.
+const MARK_FLAT: f64 = 1.5;
+const CATEGORIES: i64 = 1_000;
+const BATCH: usize = 4_096;
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Live rows of the product table.
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1_000..=10_000_000))]
+    pub rows: u32,
+    /// Updates after the load.
+    #[arg(long, default_value_t = 500_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub changes: u32,
+    /// Single changes whose time is taken, for each table size.
+    #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
+    pub singles: u32,
+    /// Only this query, by its name in the report.
+    #[arg(long)]
+    pub only: Option<String>,
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+}
+
+/// The queries by name; the second flag says that the time of one change is taken of it.
+const QUERIES: &[(&str, bool, &str)] = &[
+    ("filter_project", false, "select id, upper(name) as name, price * 2 as double_price from shop__product where stock > 0"),
+    (
+        "join",
+        true,
+        "select p.id, p.name, p.price, c.name as category from shop__product p join shop__category c on c.id = p.category_id",
+    ),
+    ("group", true, "select group_id, count(*) as products, sum(price) as total from shop__product group by group_id"),
+    (
+        "join_group",
+        false,
+        "select c.name, count(*) as products, sum(p.price) as total
+         from shop__product p join shop__category c on c.id = p.category_id group by c.name",
+    ),
+    (
+        "dedupe",
+        true,
+        "select id, name from (select id, name, row_number() over (partition by name order by updated desc, id) as place
+         from shop__product) where place = 1",
+    ),
+];
+
+pub(super) async fn run(options: &Options) -> Result<Report, Error> {
+    let mut report = Report::new("sql", options.seed);
+    report.figure("rows", options.rows);
+    report.figure("changes", options.changes);
+    let chosen: Vec<_> =
+        QUERIES.iter().filter(|(name, ..)| options.only.as_deref().is_none_or(|o| o == *name)).collect();
+    if chosen.is_empty() {
+        let names: Vec<&str> = QUERIES.iter().map(|(name, ..)| *name).collect();
+        return Err(format!("there is no query of that name; there are {}", names.join(", ")).into());
+    }
+    for (name, singles, sql) in chosen {
+        for workers in [1, 2] {
+            let turn = turn(options, sql, options.rows, options.changes, workers).await?;
+            eprintln!(
+                "{name}, {workers} workers: load {:.0} events/s, changes {:.0} events/s, {} MiB",
+                turn.load, turn.changes, turn.grown_mib
+            );
+            report.check(turn.right, format!("{name} with {workers} workers is not what the batch computes"));
+            report.figure(format!("{name}_workers_{workers}_load_events_per_second"), rounded(turn.load));
+            report.figure(format!("{name}_workers_{workers}_change_events_per_second"), rounded(turn.changes));
+            report.figure(format!("{name}_workers_{workers}_grown_mib"), turn.grown_mib);
+            if *name == "join_group" && workers == 1 {
+                report.figure("mark_events_per_second", MARK_EVENTS_PER_SECOND);
+                report.figure("mark_events_per_second_met", turn.changes.max(turn.load) >= MARK_EVENTS_PER_SECOND);
+            }
+            if *name == "join" && workers == 1 {
+                report.figure("mark_grown_mib", MARK_MIB);
+                report.figure("mark_grown_mib_met", turn.grown_mib <= MARK_MIB);
+            }
+        }
+        if *singles {
+            one_change(options, name, sql, &mut report).await?;
+        }
+    }
+    Ok(report)
+}
+
+/// The time of one change by the size of the table, the sizes in turn so that a slow moment meets all of them.
+async fn one_change(options: &Options, name: &str, sql: &str, report: &mut Report) -> Result<(), Error> {
+    let sizes = [options.rows / 100, options.rows / 10, options.rows];
+    let mut runs = Vec::new();
+    for rows in sizes {
+        let mut run = Run::start(options, sql, rows, 1)?;
+        run.load()?;
+        runs.push((run, Sample::default()));
+    }
+    for _ in 0..options.singles {
+        for (run, sample) in &mut runs {
+            let events = run.shop.changes(1);
+            let decoded = run.decode(&events)?;
+            let started = Instant::now();
+            run.epoch(decoded)?;
+            sample.add(started.elapsed().as_secs_f64() * 1e6);
+        }
+    }
+    let mut medians = Vec::new();
+    for (rows, (_, sample)) in sizes.iter().zip(&mut runs) {
+        let (p50, p99) = (sample.percentile(50.0).unwrap_or(0.0), sample.percentile(99.0).unwrap_or(0.0));
+        report.figure(format!("{name}_one_change_of_{rows}_p50_us"), rounded(p50));
+        report.figure(format!("{name}_one_change_of_{rows}_p99_us"), rounded(p99));
+        medians.push(p50);
+    }
+    let ratio = medians[2] / medians[0];
+    eprintln!("{name}: one change costs {medians:.0?} us at {sizes:?} rows");
+    report.figure(format!("{name}_one_change_ratio"), rounded(ratio));
+    report.figure(format!("{name}_one_change_mark_met"), ratio <= MARK_FLAT);
+    Ok(())
+}
+
+struct Turn {
+    load: f64,
+    changes: f64,
+    grown_mib: u64,
+    right: bool,
+}
+
+async fn turn(options: &Options, sql: &str, rows: u32, changes: u32, workers: usize) -> Result<Turn, Error> {
+    reset_peak();
+    let before = resident_mib().unwrap_or(0);
+    let mut run = Run::start(options, sql, rows, workers)?;
+    let load = run.load()?;
+    let changed = run.change(changes as usize)?;
+    let grown_mib = peak_mib().unwrap_or(0).saturating_sub(before);
+    let right = run.check().await?;
+    Ok(Turn { load, changes: changed, grown_mib, right })
+}
+
+/// A dataflow and the shop that feeds it.
+struct Run {
+    plan: Plan,
+    handle: dataflow::Handle,
+    decoders: Vec<Decoder>,
+    shop: Shop,
+    epoch: Epoch,
+    seen: Checksum,
+}
+
+impl Run {
+    fn start(options: &Options, sql: &str, rows: u32, workers: usize) -> Result<Run, Error> {
+        let sources = [source("product", PRODUCT), source("category", CATEGORY)];
+        let whole: Vec<Arc<RowType>> =
+            sources.iter().map(|s| Ok(Arc::new(RowType::from_contract(s)?))).collect::<Result<_, Error>>()?;
+        let model = Model {
+            name: "bench".into(),
+            path: "bench.sql".into(),
+            sql: sql.into(),
+            lines: vec![Line { path: std::path::Path::new("bench.sql").into(), number: 1 }],
+            materialized: Materialized::View,
+        };
+        let plan_over = |types: &[Arc<RowType>]| {
+            let table = |(s, r): (&Source, &Arc<RowType>)| Table {
+                schema: s.schema.clone(),
+                table: s.table.clone(),
+                columns: r.schema().clone(),
+            };
+            let tables: Vec<Table> = sources.iter().zip(types).map(table).collect();
+            Plan::query(std::slice::from_ref(&model), "bench", &tables)
+        };
+        // As the engine does: what no model reads is not decoded.
+        let read = plan_over(&whole)?.columns_read();
+        let row_types: Vec<_> = whole.iter().zip(&read).map(|(r, read)| Arc::new(r.pruned(read))).collect();
+        let plan = plan_over(&row_types)?;
+        let schemas: HashMap<u32, Arc<str>> =
+            [(1, envelope(PRODUCT)), (2, envelope(CATEGORY)), (KEY_ID, KEY.into())].into();
+        let schemas: Arc<dyn SchemaStore> = Arc::new(FixedSchemas(schemas));
+        let decoders = sources
+            .iter()
+            .zip(&row_types)
+            .enumerate()
+            .map(|(n, (s, r))| Ok(Decoder::new(n, s, r.clone(), schemas.clone())?))
+            .collect::<Result<_, Error>>()?;
+        let handle = dataflow::Engine::start(plan.clone(), row_types, workers)?;
+        let shop = Shop::new(options.seed, rows);
+        Ok(Run { plan, handle, decoders, shop, epoch: Epoch(0), seen: Checksum::default() })
+    }
+
+    /// The snapshot of both tables; events per second.
+    fn load(&mut self) -> Result<f64, Error> {
+        let categories = self.shop.categories();
+        let decoded = self.decode(&categories)?;
+        self.epoch(decoded)?;
+        let total = self.shop.versions.len();
+        let mut spent = Duration::ZERO;
+        for start in (0..total).step_by(100_000) {
+            let events = self.shop.snapshot(start..(start + 100_000).min(total));
+            spent += self.feed(events)?;
+        }
+        Ok(total as f64 / spent.as_secs_f64())
+    }
+
+    fn change(&mut self, count: usize) -> Result<f64, Error> {
+        let mut spent = Duration::ZERO;
+        let mut left = count;
+        while left > 0 {
+            let events = self.shop.changes(left.min(100_000));
+            left -= left.min(100_000);
+            spent += self.feed(events)?;
+        }
+        Ok(count as f64 / spent.as_secs_f64())
+    }
+
+    /// Decodes on one thread and maintains on others, as the engine does; the time that it took.
+    fn feed(&mut self, batches: Vec<MessageBatch>) -> Result<Duration, Error> {
+        let (send, receive) = sync_channel(16);
+        let Run { handle, decoders, epoch, seen, .. } = self;
+        let started = Instant::now();
+        let mut outputs = Vec::new();
+        std::thread::scope(|scope| -> Result<(), Error> {
+            let decoder = &mut decoders[0];
+            let decoding = scope.spawn(move || -> Result<(), Error> {
+                for batch in &batches {
+                    let decoded = futures::executor::block_on(decoder.decode(batch))?;
+                    if let Some(reject) = decoded.rejects.first() {
+                        return Err(reject.reason.clone().into());
+                    }
+                    if send.send(decoded).is_err() {
+                        break;
+                    }
+                }
+                Ok(())
+            });
+            while let Ok(first) = receive.recv() {
+                let mut events = first.changes.len();
+                let mut decoded = vec![first];
+                while events < 10_000 {
+                    let Ok(next) = receive.try_recv() else { break };
+                    events += next.changes.len();
+                    decoded.push(next);
+                }
+                *epoch = Epoch(epoch.0 + 1);
+                handle.send(*epoch, decoded)?;
+                outputs.push(done(handle)?);
+            }
+            decoding.join().map_err(|_| "the decoding thread panicked")?
+        })?;
+        let spent = started.elapsed();
+        outputs.iter().for_each(|output| seen.add(output));
+        Ok(spent)
+    }
+
+    fn decode(&mut self, batches: &[MessageBatch]) -> Result<Vec<crate::decode::Decoded>, Error> {
+        let decode = |batch: &MessageBatch| {
+            let decoder = &mut self.decoders[usize::from(&*batch.partition.topic == "category")];
+            Ok(futures::executor::block_on(decoder.decode(batch))?)
+        };
+        batches.iter().map(decode).collect()
+    }
+
+    fn epoch(&mut self, decoded: Vec<crate::decode::Decoded>) -> Result<(), Error> {
+        self.epoch = Epoch(self.epoch.0 + 1);
+        self.handle.send(self.epoch, decoded)?;
+        self.seen.add(&done(&self.handle)?);
+        Ok(())
+    }
+
+    /// Whether the view is what DataFusion computes from the tables as they stand.
+    async fn check(&self) -> Result<bool, Error> {
+        let tables = self.shop.tables(&self.plan)?;
+        let view = self.plan.batch_view(tables).await?;
+        let fields = view.schema().fields().iter().map(|f| SortField::new(f.data_type().clone())).collect();
+        let mut expected = Checksum::default();
+        for row in RowConverter::new(fields)?.convert_columns(view.columns())?.iter() {
+            expected.row(row.data(), 1);
+        }
+        Ok(expected == self.seen)
+    }
+}
+
+fn done(handle: &dataflow::Handle) -> Result<EpochOutput, Error> {
+    loop {
+        if let Some(output) = handle.recv(Duration::from_secs(1))? {
+            match output.failed_rows.first() {
+                Some(failed) => return Err(format!("the model failed for a row: {}", failed.reason).into()),
+                None => return Ok(output),
+            }
+        }
+    }
+}
+
+/// Two sums over the hashes of a multiset's rows: the same for the same multiset, in whatever order and with whatever detours.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Checksum {
+    rows: i64,
+    sums: [u64; 2],
+}
+
+impl Checksum {
+    fn add(&mut self, output: &EpochOutput) {
+        output.diffs.iter().for_each(|(row, diff)| self.row(row, *diff as i64));
+    }
+
+    fn row(&mut self, row: &[u8], diff: i64) {
+        self.rows += diff;
+        for (n, sum) in self.sums.iter_mut().enumerate() {
+            let hash = ahash::RandomState::with_seeds(n as u64, 5, 6, 7).hash_one(row);
+            *sum = sum.wrapping_add(hash.wrapping_mul(diff as u64));
+        }
+    }
+}
+
+const PRODUCT: &str = r#"{"type":"record","name":"product","fields":[
+    {"name":"id","type":"long"},{"name":"category_id","type":"long"},{"name":"group_id","type":"long"},
+    {"name":"name","type":"string"},{"name":"description","type":"string"},
+    {"name":"price","type":{"type":"bytes","logicalType":"decimal","precision":15,"scale":2}},
+    {"name":"stock","type":"int"},{"name":"updated","type":"long"}]}"#;
+const CATEGORY: &str =
+    r#"{"type":"record","name":"category","fields":[{"name":"id","type":"long"},{"name":"name","type":"string"}]}"#;
+
+const KEY: &str = r#"{"type":"record","name":"Key","fields":[{"name":"id","type":"long"}]}"#;
+const KEY_ID: u32 = 3;
+
+/// Debezium's envelope around a row.
+fn envelope(row: &str) -> Arc<str> {
+    let name = if row == PRODUCT { "product" } else { "category" };
+    format!(
+        r#"{{"type":"record","name":"Envelope","fields":[
+            {{"name":"before","type":["null",{row}],"default":null}},{{"name":"after","type":["null","{name}"],"default":null}},
+            {{"name":"source","type":{{"type":"record","name":"Source","fields":[{{"name":"ts_ms","type":"long"}},
+                {{"name":"snapshot","type":["null","string"],"default":null}},{{"name":"table","type":"string"}}]}}}},
+            {{"name":"op","type":"string"}},{{"name":"ts_ms","type":["null","long"],"default":null}}]}}"#
+    )
+    .into()
+}
+
+fn source(table: &str, contract: &str) -> Source {
+    Source {
+        schema: "shop".into(),
+        table: table.into(),
+        topic: table.into(),
+        format: Format::Avro,
+        envelope: Envelope::Debezium,
+        key: vec!["id".into()],
+        unavailable: "__debezium_unavailable_value".into(),
+        contract: contract.into(),
+        contract_path: format!("{table}.avsc").into(),
+    }
+}
+
+/// A table of products, each with the number of times that it has changed.
+struct Shop {
+    seed: u64,
+    versions: Vec<u32>,
+    next: u64,
+    offset: i64,
+}
+
+/// A product at one version.
+struct Product {
+    id: i64,
+    category_id: i64,
+    group_id: i64,
+    name: String,
+    description: String,
+    price: i128,
+    stock: i32,
+    updated: i64,
+}
+
+/// Steele and others, Fast splittable pseudorandom number generators.
+fn mixed(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+impl Shop {
+    fn new(seed: u64, rows: u32) -> Shop {
+        Shop { seed, versions: vec![0; rows as usize], next: 0, offset: 0 }
+    }
+
+    fn product(&self, id: usize) -> Product {
+        let version = self.versions[id];
+        let chance = mixed(self.seed ^ (id as u64) << 24 ^ u64::from(version));
+        // Seven in ten changes are of the price alone.
+        let text = version / 4;
+        Product {
+            id: id as i64,
+            category_id: id as i64 % CATEGORIES,
+            group_id: id as i64 % (self.versions.len() as i64 / 10).max(1),
+            name: format!("product {} of the range", id / 2),
+            description: format!(
+                "what is to be said of number {id} in edition {text}, at some length and with care, so that it is read"
+            ),
+            price: (chance % 100_000) as i128,
+            stock: (chance >> 32) as i32 & 0x3f,
+            updated: i64::from(version) * 1_000 + (chance >> 48) as i64 % 1_000,
+        }
+    }
+
+    fn categories(&mut self) -> Vec<MessageBatch> {
+        let mut batch = MessageBatch::new(Partition::new("category", 0));
+        for id in 0..CATEGORIES {
+            let row = |out: &mut Vec<u8>| {
+                long(out, id);
+                bytes(out, category_name(id).as_bytes());
+            };
+            message(&mut batch, Offset(id), id, 2, "category", row);
+        }
+        vec![batch]
+    }
+
+    fn snapshot(&mut self, ids: std::ops::Range<usize>) -> Vec<MessageBatch> {
+        self.messages(ids)
+    }
+
+    /// So many updates of random products.
+    fn changes(&mut self, count: usize) -> Vec<MessageBatch> {
+        let ids: Vec<usize> = (0..count)
+            .map(|_| {
+                self.next += 1;
+                mixed(self.seed.wrapping_add(self.next.wrapping_mul(0x9e37_79b9_7f4a_7c15))) as usize
+                    % self.versions.len()
+            })
+            .collect();
+        let mut batches = Vec::new();
+        for ids in ids.chunks(BATCH) {
+            // Versions count on within a batch, so that a product which changes twice in it does so.
+            let mut batch = MessageBatch::new(Partition::new("product", 0));
+            for id in ids {
+                self.versions[*id] += 1;
+                self.write(&mut batch, *id);
+            }
+            batches.push(batch);
+        }
+        batches
+    }
+
+    fn messages(&mut self, ids: std::ops::Range<usize>) -> Vec<MessageBatch> {
+        let mut batches = Vec::new();
+        for start in ids.clone().step_by(BATCH) {
+            let mut batch = MessageBatch::new(Partition::new("product", 0));
+            (start..(start + BATCH).min(ids.end)).for_each(|id| self.write(&mut batch, id));
+            batches.push(batch);
+        }
+        batches
+    }
+
+    fn write(&mut self, batch: &mut MessageBatch, id: usize) {
+        let p = self.product(id);
+        let row = |out: &mut Vec<u8>| {
+            [p.id, p.category_id, p.group_id].into_iter().for_each(|v| long(out, v));
+            bytes(out, p.name.as_bytes());
+            bytes(out, p.description.as_bytes());
+            bytes(out, &(p.price as i32).to_be_bytes());
+            long(out, i64::from(p.stock));
+            long(out, p.updated);
+        };
+        message(batch, Offset(self.offset), p.id, 1, "product", row);
+        self.offset += 1;
+    }
+
+    /// The tables as they stand, with the columns that the plan reads.
+    fn tables(&self, plan: &Plan) -> Result<Vec<RecordBatch>, Error> {
+        let products: Vec<Product> = (0..self.versions.len()).map(|id| self.product(id)).collect();
+        let longs =
+            |of: fn(&Product) -> i64| Arc::new(Int64Array::from_iter_values(products.iter().map(of))) as ArrayRef;
+        let column = |name: &str| -> ArrayRef {
+            match name {
+                "id" => longs(|p| p.id),
+                "category_id" => longs(|p| p.category_id),
+                "group_id" => longs(|p| p.group_id),
+                "updated" => longs(|p| p.updated),
+                "name" => Arc::new(StringArray::from_iter_values(products.iter().map(|p| &p.name))),
+                "description" => Arc::new(StringArray::from_iter_values(products.iter().map(|p| &p.description))),
+                "stock" => Arc::new(Int32Array::from_iter_values(products.iter().map(|p| p.stock))),
+                "price" => {
+                    let cents = Decimal128Array::from_iter_values(products.iter().map(|p| p.price));
+                    Arc::new(cents.with_precision_and_scale(15, 2).expect("prices have few digits"))
+                }
+                other => unreachable!("the product has no column {other}"),
+            }
+        };
+        let of_category = |name: &str| -> ArrayRef {
+            match name {
+                "id" => Arc::new(Int64Array::from_iter_values(0..CATEGORIES)),
+                _ => Arc::new(StringArray::from_iter_values((0..CATEGORIES).map(category_name))),
+            }
+        };
+        let batch = |n: usize, column: &dyn Fn(&str) -> ArrayRef| {
+            let schema = plan.tables()[n].columns.clone();
+            let columns: Vec<ArrayRef> = schema.fields().iter().map(|f| column(f.name())).collect();
+            Ok::<_, Error>(RecordBatch::try_new(schema, columns)?)
+        };
+        Ok(vec![batch(0, &column)?, batch(1, &of_category)?])
+    }
+}
+
+fn category_name(id: i64) -> String {
+    format!("category number {id}")
+}
+
+/// An event that leaves this row: key and value in Confluent's wire format.
+fn message(batch: &mut MessageBatch, offset: Offset, id: i64, schema: u32, table: &str, row: impl Fn(&mut Vec<u8>)) {
+    let head = |schema: u32| [&[0][..], &schema.to_be_bytes()].concat();
+    let mut value = head(schema);
+    long(&mut value, 0);
+    long(&mut value, 1);
+    row(&mut value);
+    long(&mut value, 1_700_000_000_000);
+    long(&mut value, 0);
+    bytes(&mut value, table.as_bytes());
+    bytes(&mut value, b"u");
+    long(&mut value, 0);
+    let mut key = head(KEY_ID);
+    long(&mut key, id);
+    batch.push(offset, 0, Some(&key), Some(&value));
+}
+
+/// Avro's zigzag.
+fn long(out: &mut Vec<u8>, value: i64) {
+    let mut z = ((value << 1) ^ (value >> 63)) as u64;
+    while z >= 0x80 {
+        out.push(z as u8 | 0x80);
+        z >>= 7;
+    }
+    out.push(z as u8);
+}
+
+fn bytes(out: &mut Vec<u8>, value: &[u8]) {
+    long(out, value.len() as i64);
+    out.extend_from_slice(value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn every_query_is_what_the_batch_computes() {
+        let options = Options { rows: 2_000, changes: 3_000, singles: 10, only: None, seed: 3 };
+        let report = run(&options).await.unwrap();
+        assert!(report.is_ok(), "{:?}", report.wrong());
+        let json = report.json();
+        assert!(json["join_one_change_of_2000_p50_us"].as_f64().unwrap() > 0.0, "{json}");
+        assert!(json["dedupe_workers_2_change_events_per_second"].as_f64().unwrap() > 0.0, "{json}");
+    }
+}
