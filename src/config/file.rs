@@ -78,9 +78,15 @@ pub fn load_with(folder: &Path, variable: impl Fn(&str) -> Option<String>) -> Re
     if problems.is_empty() {
         return Ok(config);
     }
-    problems.sort();
+    problems.sort_by(|a, b| place(&a.key).cmp(&place(&b.key)).then_with(|| a.cmp(b)));
     problems.dedup();
     Err(fail(problems))
+}
+
+/// A key for sorting: what ends with a line number goes by the number.
+fn place(key: &str) -> (&str, u32) {
+    let line = key.rsplit_once(':').and_then(|(file, line)| Some((file, line.parse().ok()?)));
+    line.unwrap_or((key, 0))
 }
 
 const MIB: u64 = 1 << 20;

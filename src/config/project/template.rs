@@ -208,8 +208,8 @@ impl Template {
             *out += part;
         }
         // What a call prints can be told from the text before it.
-        if !captured && !core.is_empty() && after.is_some_and(|a| a.kind == Kind::Print) {
-            out.push(marks.mark(BEGINS, &self.path, line));
+        if let Some(print) = after.filter(|a| !captured && a.kind == Kind::Print) {
+            out.push(marks.mark(BEGINS, &self.path, print.line));
         }
         *out += &text[lead + core.len()..];
     }

@@ -1,6 +1,8 @@
 //! A dataflow's folder as a dbt project: what it becomes, and what is said of its mistakes.
 
+mod marks;
 mod properties;
+mod sql;
 
 use crate::config::{Config, Materialized, Model, load_with};
 
@@ -119,6 +121,43 @@ fn what_dbt_writes_is_rendered() {
     check("{{ dbt_utils.group_by(3) }}", "", "group by 1, 2, 3");
 }
 
+/// Staging and a mart in the style of dbt's own example projects, copied as one would.
+#[test]
+fn models_of_a_dbt_project_run_unchanged() {
+    let files = [
+        (
+            "macros/cents_to_dollars.sql",
+            "{# A basic example for a project-wide macro to cast a column uniformly #}\n\n{% macro cents_to_dollars(column_name) -%}\n    {{ return(adapter.dispatch('cents_to_dollars')(column_name)) }}\n{%- endmacro %}\n\n{% macro default__cents_to_dollars(column_name) -%}\n    ({{ column_name }} / 100)::numeric(16, 2)\n{%- endmacro %}\n\n{% macro bigquery__cents_to_dollars(column_name) %}\n    round(cast(({{ column_name }} / 100) as numeric), 2)\n{% endmacro %}\n",
+        ),
+        (
+            "models/staging/stg_products.sql",
+            "with source as (\n\n    {#-\n    Normally we would select from the table here\n    #}\n    select * from {{ source('shop', 'product') }}\n\n),\n\nrenamed as (\n\n    select\n        id as product_id,\n        {{ cents_to_dollars('price') }} as price\n\n    from source\n\n)\n\nselect * from renamed\n",
+        ),
+        (
+            "models/marts/prices.sql",
+            "{{\n  config(\n    materialized = 'table',\n    tags = ['nightly'],\n  )\n}}\n\n{% set levels = ['low', 'high'] %}\n\nselect\n    product_id,\n\n    {% for level in levels -%}\n    sum(case when level = '{{ level }}' then price else 0 end) as {{ level }}_price,\n    {% endfor -%}\n\n    sum(price) as total\n\nfrom {{ ref('stg_products') }}\n\n{% if target.name == 'dev' %}\nlimit 100\n{% endif %}\n\ngroup by product_id\n",
+        ),
+    ];
+    let config = load_files("", &files).unwrap();
+    let [staging, mart] = config.models.as_slice() else { panic!("{:?}", config.models) };
+    assert_eq!(
+        words(&staging.sql),
+        "with source as ( select * from \"shop__product\" ), renamed as ( select id as product_id, \
+         (price / 100)::numeric(16, 2) as price from source ) select * from renamed"
+    );
+    assert_eq!(
+        words(&mart.sql),
+        "select product_id, sum(case when level = 'low' then price else 0 end) as low_price, \
+         sum(case when level = 'high' then price else 0 end) as high_price, sum(price) as total \
+         from \"stg_products\" group by product_id"
+    );
+    assert_eq!(mart.materialized, Materialized::Table);
+    for (text, line) in [("high_price", 14), ("sum(price)", 17), ("group by", 25)] {
+        let n = mart.sql.split('\n').position(|l| l.contains(text)).unwrap();
+        assert_eq!(mart.at(n + 1).to_string(), format!("models/marts/prices.sql:{line}"), "{}", mart.sql);
+    }
+}
+
 #[test]
 fn what_is_wrong_in_a_template_is_named_by_file_and_line() {
     let check = |model: &str, macros: &str, expect: &[&str]| {
@@ -181,6 +220,12 @@ fn what_is_wrong_in_a_template_is_named_by_file_and_line() {
             "macros/all.sql:2: the macro a is defined already, in macros/all.sql:1",
             "macros/all.sql:3: a macro cannot be named ref",
         ],
+    );
+    let long = "a\n".repeat(65_535);
+    check(
+        &long,
+        "",
+        &["models/m.sql: this template and all macros have more lines together than can be traced (65,534)"],
     );
     check("a", "\n{% macro a() %}", &["macros/all.sql:2: the macro a is not closed: {% endmacro %} is missing"]);
 }
