@@ -9,6 +9,7 @@ use std::fmt::Write;
 use minijinja::Value as JinjaValue;
 use toml::Value;
 
+use super::jinja::Rendered;
 use super::properties::{Described, DescribedTest};
 use super::{Reading, jinja_value};
 use crate::config::section::{Section, near};
@@ -27,7 +28,8 @@ impl Reading<'_> {
         let flat: Vec<String> = arguments.values().flat_map(flat).collect();
         let name = test.name.clone();
         let name = name.unwrap_or_else(|| generic_name(&test.test, entry.source.as_deref(), &entry.name, &flat));
-        let condition = test.condition.as_ref().map(|c| self.render(&test.key, c));
+        let mut relations = vec![relation.clone()];
+        let condition = test.condition.as_ref().map(|c| self.render(&test.key, c, &mut relations));
         let mut built = DataTest {
             name,
             relation: relation.clone(),
@@ -37,7 +39,6 @@ impl Reading<'_> {
             declared: test.key.clone(),
             lines: Vec::new(),
         };
-        let mut relations = vec![relation.clone()];
         if self.jinja.has_test(&test.test) {
             // Its rows are already those that the condition lets through, as dbt does it.
             let of = quoted(&relation);
@@ -45,14 +46,17 @@ impl Reading<'_> {
                 Some(condition) => format!("(select * from {of} where {condition}) dbt_subquery"),
                 None => of,
             };
-            let mut values: BTreeMap<String, JinjaValue> = arguments
-                .iter()
-                .map(|(name, value)| match value {
-                    Value::String(text) if name != "column_name" => (name.clone(), self.render(&test.key, text).into()),
-                    value => (name.clone(), jinja_value(value)),
-                })
-                .collect();
-            values.insert("model".into(), of.into());
+            let mut values = BTreeMap::from([("model".to_string(), JinjaValue::from(of))]);
+            for (name, value) in &arguments {
+                let value = match value {
+                    Value::String(text) if is_relation(text) => {
+                        self.render(&test.key, &format!("{{{{ {text} }}}}"), &mut relations).into()
+                    }
+                    Value::String(text) if name != "column_name" => self.render(&test.key, text, &mut relations).into(),
+                    value => jinja_value(value),
+                };
+                values.insert(name.clone(), value);
+            }
             match self.jinja.call_test(&test.test, &values, self.cx.variable) {
                 Ok(rendered) => {
                     relations.extend(rendered.relations);
@@ -64,18 +68,15 @@ impl Reading<'_> {
         } else {
             let arguments = test.arguments.clone().into_iter().collect();
             let mut section = Section::new(self.cx, test.key.clone(), arguments);
-            let Some(kind) = self.kind(test, &mut section) else { return };
+            let Some(kind) = self.kind(test, &mut section, &mut relations) else { return };
             section.finish();
-            if let TestKind::Relationships { to, .. } = &kind {
-                relations.push(to.clone());
-            }
             built.kind = kind;
         }
         self.add(built, relations);
     }
 
     /// One of the tests that dbt brings along. What is missing or wrong is told.
-    fn kind(&self, test: &DescribedTest, arguments: &mut Section<'_>) -> Option<TestKind> {
+    fn kind(&self, test: &DescribedTest, arguments: &mut Section<'_>, relations: &mut Vec<String>) -> Option<TestKind> {
         let column = || {
             if test.column.is_none() {
                 self.problem(&test.key, "tests a column: it belongs under one, or wants column_name");
@@ -97,7 +98,7 @@ impl Reading<'_> {
                 let mut values = arguments.take_list("values");
                 for value in &mut values {
                     if let Value::String(text) = value {
-                        *text = self.render(&test.key, text);
+                        *text = self.render(&test.key, text, relations);
                     }
                 }
                 if values.is_empty() {
@@ -117,14 +118,16 @@ impl Reading<'_> {
                         arguments.problem(key, "is missing");
                     }
                 }
-                Some(TestKind::Relationships { column: column()?, to: self.relation(&test.key, &to?)?, field: field? })
+                let to = self.relation(&test.key, &to?)?;
+                relations.push(to.clone());
+                Some(TestKind::Relationships { column: column()?, to, field: field? })
             }
             "dbt_utils.expression_is_true" => {
                 let Some(expression) = arguments.raw_text("expression") else {
                     arguments.problem("expression", "is missing");
                     return None;
                 };
-                let expression = self.render(&test.key, &expression);
+                let expression = self.render(&test.key, &expression, relations);
                 let expression = match &test.column {
                     Some(column) => format!("{} {expression}", quoted(column)),
                     None => expression,
@@ -144,34 +147,36 @@ impl Reading<'_> {
 
     /// The relation that `ref('a')` or `source('a', 'b')` in a properties file names.
     fn relation(&self, key: &str, text: &str) -> Option<String> {
-        let text = if text.contains("{{") { text.to_string() } else { format!("{{{{ {text} }}}}") };
-        match self.jinja.render_text(&text, self.cx.variable) {
-            Ok(rendered) => match rendered.relations.as_slice() {
-                [relation] => Some(relation.clone()),
-                _ => {
-                    self.problem(format!("{key}.to"), "is neither ref('model') nor source('schema', 'table')");
-                    None
-                }
-            },
-            Err(reason) => {
-                self.problem(format!("{key}.to"), reason);
-                None
-            }
-        }
+        let text = if is_relation(text) { format!("{{{{ {text} }}}}") } else { text.to_string() };
+        let reason = match self.jinja.render_text(&text, self.cx.variable) {
+            Ok(Rendered { relations, .. }) if relations.len() == 1 => return relations.into_iter().next(),
+            Ok(_) => format!("is {text:?}, neither ref('model') nor source('schema', 'table')"),
+            Err(reason) => reason,
+        };
+        self.problem(format!("{key}.to"), reason);
+        None
     }
 
-    fn render(&self, key: &str, text: &str) -> String {
+    fn render(&self, key: &str, text: &str, relations: &mut Vec<String>) -> String {
         if !text.contains("{{") && !text.contains("{%") {
             return text.into();
         }
         match self.jinja.render_text(text, self.cx.variable) {
-            Ok(rendered) => rendered.sql,
+            Ok(rendered) => {
+                relations.extend(rendered.relations);
+                rendered.sql
+            }
             Err(reason) => {
                 self.problem(key, reason);
                 text.into()
             }
         }
     }
+}
+
+/// Whether an argument names a relation, which dbt lets one write without braces.
+fn is_relation(text: &str) -> bool {
+    (text.starts_with("ref(") || text.starts_with("source(")) && text.ends_with(')')
 }
 
 /// An argument as dbt writes it into a test's name.

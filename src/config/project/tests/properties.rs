@@ -119,6 +119,18 @@ fn data_tests_are_read_as_dbt_has_them() {
         "[{odd: {by: 3, where: w}}]",
         ("odd_a_3__c", Error, r#"select * from (select * from "a" where w) dbt_subquery where c % 3 = 1"#),
     );
+    // A query that reads another model keeps it, whether an argument or a text names it.
+    let yaml = "models: [{name: a, tests: [{odd: {column_name: c, by: ref('w')}}, {dbt_utils.expression_is_true: {expression: 'c in (select c from {{ ref(\"x\") }})'}}]}]";
+    let more = [
+        ("models/w.sql", "select 1"),
+        ("models/x.sql", "select 1"),
+        ("models/p.yml", yaml),
+        ("models/y.sql", "select 1"),
+    ];
+    let config = load_files("view = \"v\"", &[MODELS, &more].concat()).unwrap();
+    assert_eq!(config.models.iter().map(|m| m.name.as_str()).collect::<Vec<_>>(), ["a", "v", "w", "x"]);
+    assert_eq!(config.tests[0].predicate().unwrap(), r#"not (c in (select c from "x"))"#);
+    assert!(matches!(&config.tests[1].kind, TestKind::Query { sql } if sql.contains(r#"c % "w" = 1"#)));
     assert!(
         with_models(&[(
             "models/p.yml",
@@ -215,7 +227,10 @@ fn what_is_wrong_in_properties_is_named_by_file_and_key() {
         &column("{relationships: {to: ref('z'), field: f}}"),
         &[&format!("{at}.relationships.to: there is no model z in models/")],
     );
-    check(&column("{relationships: {to: z, field: f}}"), &[&format!("{at}.relationships.to: z is not defined")]);
+    check(
+        &column("{relationships: {to: z, field: f}}"),
+        &[&format!("{at}.relationships.to: is \"z\", neither ref('model') nor source('schema', 'table')")],
+    );
     check(&column("{odd: {bye: 3}}"), &[&format!("{at}.odd: too many arguments: unknown keyword argument `bye`")]);
     check(
         &column("not_null, not_null"),
