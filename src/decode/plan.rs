@@ -51,7 +51,7 @@ impl RowPlan {
     pub fn row(schema: &Schema, record: &Record, row_type: &RowType) -> Result<RowPlan, Bad> {
         for column in &row_type.unread {
             match record.field(&column.name) {
-                Some(field) => drop(writer_type(schema, field.node, column)?),
+                Some((_, field)) => drop(writer_type(schema, field.node, column)?),
                 None if column.default.is_none() => return Err(lacking(column)),
                 None => {}
             }
