@@ -131,11 +131,14 @@ impl AggregateCall {
         };
         let expressions = function.expressions();
         let argument_types = expressions.iter().map(|e| e.data_type(input)).collect::<Result<Vec<_>>>()?;
+        // A constant is a column like any other where it is all that a function has; count only asks whether it is null.
+        let only_counted = function.fun().name() == "count" && !distinct;
         let arguments = expressions
             .iter()
-            .map(|e| match e.downcast_ref::<Literal>() {
-                Some(literal) => Argument::Constant(literal.value().clone()),
-                None => Argument::Column(column(e)),
+            .enumerate()
+            .map(|(n, e)| match e.downcast_ref::<Literal>() {
+                Some(literal) if n > 0 || only_counted => Argument::Constant(literal.value().clone()),
+                _ => Argument::Column(column(e)),
             })
             .collect::<Vec<_>>();
         let order = order.iter().map(|(e, options)| (column(e), *options)).collect();
@@ -230,12 +233,6 @@ impl AggregateCall {
                 let order = self.order.iter().map(|(c, _)| *c);
                 let columns: Vec<ArrayRef> =
                     order.chain(self.argument_columns()).map(|c| batch.column(c).clone()).collect();
-                if columns.is_empty() {
-                    return Err(DataFusionError::NotImplemented(format!(
-                        "{} of constants alone",
-                        self.function.fun().name()
-                    )));
-                }
                 Values::Bytes(self.sorted(&batch.schema())?.convert_columns(&columns)?)
             }
         };
