@@ -4,6 +4,7 @@
 //! engine leaves out or adds.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use datafusion::physical_plan::collect;
 use datafusion::prelude::{SessionConfig, SessionContext};
 
 use super::database::Database;
-use crate::config::Model;
+use crate::config::{Line, Materialized, Model};
 use crate::dataflow::{Engine, Handle, Plan, PlanError};
 use crate::decode::Decoded;
 use crate::time::Epoch;
@@ -121,7 +122,9 @@ impl Maintained {
 }
 
 fn model(sql: &str) -> Model {
-    Model { name: VIEW.into(), path: format!("{VIEW}.sql").into(), sql: sql.into() }
+    let path: Arc<Path> = Path::new("v.sql").into();
+    let lines = (1..).zip(sql.split('\n')).map(|(number, _)| Line { path: path.clone(), number }).collect();
+    Model { name: VIEW.into(), path: path.to_path_buf(), sql: sql.into(), lines, materialized: Materialized::View }
 }
 
 /// The same query in batch: planned once, run over the tables as they stand.
