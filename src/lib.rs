@@ -33,3 +33,5 @@ pub mod demo;
 pub mod bench;
 
 pub mod logging;
+
+pub mod oracle;

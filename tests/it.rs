@@ -1,5 +1,9 @@
 //! The whole service over real sockets: an embedded broker and registry, the shipped dataflow, the HTTP API.
 
+mod it {
+    mod sql;
+}
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,0 +1,34 @@
+//! Two thousand cases in each run of the tests, and what they have to cover.
+
+use super::case::Case;
+use super::*;
+
+/// Seeds of every run of the tests.
+const SEEDS: u64 = 2_000;
+
+#[test]
+fn the_maintained_view_is_what_datafusion_computes() {
+    let report = run(&Options { seeds: SEEDS, first_seed: 0, workers: None, failures_max: 1 });
+    if let Some(failed) = report.failures.first() {
+        panic!("seed {}: {}\n\n{}", failed.seed, failed.failure, failed.script);
+    }
+    let skipped: u64 = report.skipped.values().sum();
+    let refused: u64 = report.refused.values().sum();
+    assert_eq!(report.cases + skipped + refused, SEEDS);
+    assert!(skipped * 20 < SEEDS, "the generator writes queries that DataFusion does not run: {:#?}", report.skipped);
+    assert!(report.always_empty * 8 < SEEDS && report.never_changed * 8 < SEEDS, "{report:#?}");
+    // Every node that models may use was there many times.
+    for (node, least) in COVERED {
+        let found = report.nodes.get(*node).copied().unwrap_or_default();
+        assert!(found >= *least, "{node} only {found} times: {:#?}", report.nodes);
+    }
+}
+
+const COVERED: &[(&str, u64)] = &[];
+
+#[test]
+fn a_seed_is_always_the_same_case() {
+    let text = |seed| format!("{:?}", Case::new(seed, None));
+    assert_eq!(text(7), text(7));
+    assert_ne!(text(7), text(8));
+}
