@@ -62,10 +62,8 @@ struct Writer {
 }
 
 impl Changelog {
-    /// `product` is the contract of the table of products.
-    pub fn new(producer: Producer, registry: &Registry, product: &str) -> Result<Changelog, Error> {
-        let contract = |table: Table| if table == Table::Product { product } else { table.contract() };
-        let channels = Table::ALL.into_iter().map(|table| Channel::new(table, contract(table), registry));
+    pub fn new(producer: Producer, registry: &Registry) -> Result<Changelog, Error> {
+        let channels = Table::ALL.into_iter().map(|table| Channel::new(table, registry));
         let channels = channels.collect::<Result<_, _>>()?;
         Ok(Changelog { producer, channels, lsn: 1000, evolved: false })
     }
@@ -174,14 +172,14 @@ impl Changelog {
 }
 
 impl Channel {
-    fn new(table: Table, contract: &str, registry: &Registry) -> Result<Channel, Error> {
+    fn new(table: Table, registry: &Registry) -> Result<Channel, Error> {
         let topic = table.topic();
         let writer = |subject: &str, schema: serde_json::Value| -> Result<Writer, Error> {
             let text = schema.to_string();
             let id = registry.register(&format!("{topic}-{subject}"), &text);
             Ok(Writer { id, schema: Schema::parse_str(&text)? })
         };
-        let row: serde_json::Value = serde_json::from_str(contract).expect("the shop's contracts are JSON");
+        let row: serde_json::Value = serde_json::from_str(table.contract()).expect("the shop's contracts are JSON");
         let value = writer("value", envelope(topic, row.clone()))?;
         let evolved = match table {
             Table::Product => {

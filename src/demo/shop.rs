@@ -57,17 +57,11 @@ pub struct Renamed {
 }
 
 impl Shop {
-    /// Opens a shop and writes the snapshot of its categories and brands; `contract` is the product table's.
-    pub fn new(
-        seed: u64,
-        products: usize,
-        producer: Producer,
-        registry: &Registry,
-        contract: &str,
-    ) -> Result<Shop, Error> {
+    /// Opens a shop with so many products, and writes the snapshot of its categories and brands.
+    pub fn new(seed: u64, products: usize, producer: Producer, registry: &Registry) -> Result<Shop, Error> {
         let mut shop = Shop {
             rng: StdRng::seed_from_u64(seed),
-            changelog: Changelog::new(producer, registry, contract)?,
+            changelog: Changelog::new(producer, registry)?,
             categories: BTreeMap::new(),
             brands: BTreeMap::new(),
             products: BTreeMap::new(),
@@ -151,6 +145,11 @@ impl Shop {
             }
         };
         self.products().filter(|p| p.is_listed() && is_below(p.category_id)).count()
+    }
+
+    /// Products of a brand that customers can find.
+    pub fn listed_of(&self, brand: i64) -> usize {
+        self.products().filter(|p| p.is_listed() && p.brand_id == Some(brand)).count()
     }
 
     /// How far the shop has written: the next offset of every partition.
@@ -249,7 +248,7 @@ impl Shop {
 
     /// Gives a brand another name; `None` if there is no such brand.
     pub fn rename_brand(&mut self, id: i64, name: &str) -> Result<Option<Renamed>, Error> {
-        let products = self.products().filter(|p| p.is_listed() && p.brand_id == Some(id)).count();
+        let products = self.listed_of(id);
         let Some(brand) = self.brands.get_mut(&id) else { return Ok(None) };
         let from = std::mem::replace(&mut brand.name, name.into());
         self.changelog.updated(brand)?;
