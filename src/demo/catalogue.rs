@@ -341,11 +341,7 @@ pub(super) const DEPARTMENTS: &[Department] = &[
             Group {
                 name: "Pets",
                 shelves: &[
-                    shelf(
-                        "Dogs",
-                        "For dogs",
-                        &["dog harness", "chew toy", "dog bed", "training lead", "travel bowl"],
-                    ),
+                    shelf("Dogs", "For dogs", &["dog harness", "chew toy", "dog bed", "training lead", "travel bowl"]),
                     shelf(
                         "Cats",
                         "For cats",

@@ -256,8 +256,7 @@ fn print_requests(service: SocketAddr, shop: SocketAddr, category: i64) {
     let search = |query: &str, k: usize| {
         println!("  curl -s http://{service}/v1/search -d '{{\"query\": \"{query}\", \"k\": {k}}}'");
     };
-    let put =
-        |path: &str, body: &str| println!("  curl -s -X PUT http://{shop}/shop/{path} -d '{body}'");
+    let put = |path: &str, body: &str| println!("  curl -s -X PUT http://{shop}/shop/{path} -d '{body}'");
     search("shelter for a rainy night outdoors", 3);
     put("products/1", r#"{"description": "A singing teapot for astronauts."}"#);
     search("teapot for astronauts", 1);

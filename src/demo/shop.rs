@@ -197,7 +197,9 @@ impl Shop {
                 let entry = self.draw_product();
                 self.insert(entry)?;
             }
-            1900..1980 => drop(self.remove(id)?),
+            1900..1980 => {
+                self.remove(id)?;
+            }
             1980..1997 => self.change(id, |p, rng| {
                 p.status = pick(rng, STATUSES);
                 p.is_active = p.is_active != rng.random_bool(0.3);
