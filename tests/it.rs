@@ -9,12 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use freshet::config;
-use freshet::demo::{PARTITIONS, Shop, TOPIC};
+use freshet::demo::{Shop, TOPIC, TOPICS};
 use freshet::engine::Service;
 use freshet::source::embedded::{Broker, Producer, Registry};
 use serde_json::{Value, json};
-
-const CONTRACT: &str = include_str!("../schemas/avro/product.avsc");
 
 async fn start(broker: &Broker, registry: &Registry, data: &Path) -> Service {
     start_with(broker, registry, data, |_| ()).await
@@ -62,10 +60,10 @@ async fn search(service: &Service, query: &str) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_happens_in_the_table_is_what_is_found() {
-    let broker = Broker::start(&[(TOPIC, PARTITIONS)]).unwrap();
+    let broker = Broker::start(&TOPICS).unwrap();
     let registry = Registry::start().await.unwrap();
     let data = tempfile::tempdir().unwrap();
-    let mut shop = Shop::new(7, 30, Producer::new(&broker.bootstrap_servers()).unwrap(), &registry, CONTRACT).unwrap();
+    let mut shop = Shop::new(7, 30, Producer::new(&broker.bootstrap_servers()).unwrap(), &registry).unwrap();
     for id in shop.ids() {
         shop.snapshot(id, id == 30).unwrap();
     }

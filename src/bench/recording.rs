@@ -10,7 +10,7 @@ use super::{Error, Scratch};
 use crate::config::Config;
 use crate::dataflow::Plan;
 use crate::decode::{Decoder, FixedSchemas, RegistryClient, RowType, SchemaStore};
-use crate::demo::{self, PARTITIONS, Shop, TOPIC};
+use crate::demo::{self, Shop, TOPICS};
 use crate::engine;
 use crate::source::embedded::{Broker, Producer, Registry};
 use crate::source::kafka::KafkaSource;
@@ -35,9 +35,9 @@ pub(super) struct Recording {
 }
 
 impl Recording {
-    /// Lets a shop of `products` write its snapshot and then changes, about `events` in all, and reads them.
+    /// Lets a shop of `products` write its snapshot and then changes, until there are `events` in all, and reads them.
     pub async fn make(scratch: &Scratch, seed: u64, products: usize, events: usize) -> Result<Recording, Error> {
-        let broker = Broker::start(&[(TOPIC, PARTITIONS)])?;
+        let broker = Broker::start(&TOPICS)?;
         let registry = Registry::start().await?;
         let brokers = broker.bootstrap_servers();
         let listen = (std::net::Ipv4Addr::LOCALHOST, 0).into();
@@ -45,17 +45,18 @@ impl Recording {
         let (plan, row_types) = engine::plan(&config).map_err(|problems| {
             problems.iter().map(|p| format!("{}: {}", p.key, p.reason)).collect::<Vec<_>>().join("; ")
         })?;
-        let mut shop = Shop::new(seed, products, Producer::new(&brokers)?, &registry, demo::CONTRACT)?;
+        let mut shop = Shop::new(seed, products, Producer::new(&brokers)?, &registry)?;
         let mut tape = Tape::new(&config)?;
         let ids = shop.ids();
         for (n, id) in ids.iter().enumerate() {
             shop.snapshot(*id, n + 1 == ids.len())?;
             tape.follow(&mut shop, AHEAD_MAX_BYTES)?;
         }
-        let changes = events.saturating_sub(ids.len());
-        for n in 0..changes {
-            // Halfway the table gains a column, so that two schemas are in use.
-            if n == changes / 2 {
+        let written = |shop: &Shop| shop.written().iter().map(|(_, end)| end.0 as usize).sum::<usize>();
+        let halfway = written(&shop).midpoint(events);
+        while written(&shop) < events {
+            // Halfway through the changes the table gains a column, so that two schemas are in use.
+            if written(&shop) >= halfway {
                 shop.add_column();
             }
             shop.step()?;

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{Error, Scratch, words};
 use crate::config::Config;
-use crate::demo::{self, PARTITIONS, Shop, TOPIC};
+use crate::demo::{self, Shop, TOPICS};
 use crate::embed::TextEmbedder;
 use crate::engine::Service;
 use crate::serve::State;
@@ -45,12 +45,12 @@ impl Rig {
         products: usize,
         embedder: impl FnOnce(&Config) -> Result<Arc<dyn TextEmbedder>, Error>,
     ) -> Result<Rig, Error> {
-        let broker = Broker::start(&[(TOPIC, PARTITIONS)])?;
+        let broker = Broker::start(&TOPICS)?;
         let registry = Registry::start().await?;
         let brokers = broker.bootstrap_servers();
         let listen = (std::net::Ipv4Addr::LOCALHOST, 0).into();
         let config = demo::product_dataflow(scratch.path(), &brokers, &registry.url(), listen)?;
-        let shop = Shop::new(seed, products, Producer::new(&brokers)?, &registry, demo::CONTRACT)?;
+        let shop = Shop::new(seed, products, Producer::new(&brokers)?, &registry)?;
         let embedder = embedder(&config)?;
         let service = Service::start_with(config.clone(), async { Ok(embedder) }, Arc::new(|_| ())).await?;
         let read: Arc<dyn Fn() -> Position + Send + Sync> = Arc::new(service.read_position());

@@ -122,7 +122,8 @@ impl Query {
         let text = loop {
             // Ids are given in order; not every one is still there.
             if let Some(product) = shop.get(rng.random_range(1..=shop.len() as i64)) {
-                break format!("{} {} {}", product.name, product.category, product.description);
+                let category = shop.category(product.category_id).map_or("", |c| &c.name);
+                break format!("{} {category} {}", product.name, product.description);
             }
         };
         let kept: Vec<&str> = text.split_whitespace().filter(|_| rng.random_bool(0.6)).collect();

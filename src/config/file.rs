@@ -410,7 +410,7 @@ mod tests {
     fn the_shipped_dataflow_is_right() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("dataflows/product");
         let config = load_with(&folder, |name| (name == "HOME").then(|| "/home/x".into())).unwrap();
-        assert_eq!((config.name.as_str(), config.view.as_str()), ("product", "stg_product"));
+        assert_eq!((config.name.as_str(), config.view.as_str()), ("product", "product_search"));
     }
 
     #[test]

@@ -1,8 +1,15 @@
 //! The demo: a broker, a registry and a shop inside this process, and beside them the same service that runs in production, reached over
 //! real sockets.
 
-mod catalog;
+mod catalogue;
+mod changelog;
+mod office;
+mod prose;
+mod rows;
 mod shop;
+#[cfg(test)]
+mod tests;
+mod trading;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,32 +18,55 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Deserialize;
-use serde_json::json;
-use warp::Filter;
-use warp::http::StatusCode;
 
-pub use catalog::Product;
-pub use shop::{Error as ShopError, PARTITIONS, Shop, TOPIC};
+pub use changelog::Error as ShopError;
+pub use rows::{Brand, Category, PARTITIONS, Price, Product, Review, Table};
+pub use shop::{Renamed, Shop};
 
 use crate::config::{self, Config};
 use crate::engine::{Service, stop_signal};
 use crate::serve::State;
 use crate::source::embedded::{Broker, Producer, Registry};
-use crate::time::Position;
+use office::Office;
+use trading::{Floor, Trading};
 
-/// How far the shop may write ahead of the service: the broker keeps 5 MiB a partition and drops the rest.
-const AHEAD_MAX_BYTES: usize = 2 << 20;
-pub const CONTRACT: &str = include_str!("../../schemas/avro/product.avsc");
+/// The topic of the products.
+pub const TOPIC: &str = Table::Product.topic();
+/// The shop's topics, each with its number of partitions.
+pub const TOPICS: [(&str, i32); 5] = {
+    let mut topics = [("", 0); 5];
+    let mut n = 0;
+    while n < topics.len() {
+        topics[n] = (Table::ALL[n].topic(), Table::ALL[n].partitions());
+        n += 1;
+    }
+    topics
+};
+/// A file of the repository, by its path there.
+macro_rules! shipped {
+    ($path:literal) => {
+        ($path, include_str!(concat!("../../", $path)))
+    };
+}
+
+/// The shipped dataflow with what it refers to, so that the program needs no folder beside it.
 const FILES: &[(&str, &str)] = &[
-    ("schemas/avro/product.avsc", CONTRACT),
-    ("dataflows/product/dataflow.toml", include_str!("../../dataflows/product/dataflow.toml")),
-    ("dataflows/product/models/schema.yml", include_str!("../../dataflows/product/models/schema.yml")),
-    ("dataflows/product/models/sources.yml", include_str!("../../dataflows/product/models/sources.yml")),
-    (
-        "dataflows/product/models/staging/stg_product.sql",
-        include_str!("../../dataflows/product/models/staging/stg_product.sql"),
-    ),
+    ("schemas/avro/product.avsc", Table::Product.contract()),
+    ("schemas/avro/category.avsc", Table::Category.contract()),
+    ("schemas/avro/brand.avsc", Table::Brand.contract()),
+    ("schemas/avro/price.avsc", Table::Price.contract()),
+    ("schemas/avro/review.avsc", Table::Review.contract()),
+    shipped!("dataflows/product/dataflow.toml"),
+    shipped!("dataflows/product/macros/category_path.sql"),
+    shipped!("dataflows/product/macros/search_text.sql"),
+    shipped!("dataflows/product/models/marts/product_search.sql"),
+    shipped!("dataflows/product/models/schema.yml"),
+    shipped!("dataflows/product/models/sources.yml"),
+    shipped!("dataflows/product/models/staging/stg_product.sql"),
+    shipped!("dataflows/product/models/staging/stg_category.sql"),
+    shipped!("dataflows/product/models/staging/stg_brand.sql"),
+    shipped!("dataflows/product/models/staging/stg_price.sql"),
+    shipped!("dataflows/product/models/staging/stg_review.sql"),
 ];
 
 #[derive(Clone, Debug, clap::Args)]
@@ -112,13 +142,20 @@ pub fn product_dataflow(
 }
 
 async fn demo(options: &Options, data: &Path) -> Outcome {
-    let broker = Broker::start(&[(TOPIC, PARTITIONS)])?;
+    let broker = Broker::start(&TOPICS)?;
     let registry = Registry::start().await?;
     let (brokers, url) = (broker.bootstrap_servers(), registry.url());
-    println!("broker    {brokers} (inside this process, topic {TOPIC}, {PARTITIONS} partitions)");
+    let tables: Vec<&str> = Table::ALL.iter().map(|table| table.name()).collect();
+    println!("broker    {brokers} (inside this process; topics shop.public.{{{}}})", tables.join(","));
     println!("registry  {url}");
     let config = product_dataflow(data, &brokers, &url, options.listen)?;
-    let shop = Shop::new(options.seed, options.products as usize, Producer::new(&brokers)?, &registry, CONTRACT)?;
+    // The broker of an earlier run is gone, and with it what the offsets of its announcement meant.
+    let announcement = Path::new(&config.index.uri).join(format!("{}.announced.json", config.name));
+    if announcement.exists() {
+        std::fs::remove_file(announcement)?;
+    }
+    let shop = Shop::new(options.seed, options.products as usize, Producer::new(&brokers)?, &registry)?;
+    let some_category = shop.products().next().map_or(1, |p| p.category_id);
     let shop = Arc::new(Mutex::new(shop));
     let bar = ProgressBar::new(u64::from(options.products));
     bar.set_style(ProgressStyle::with_template("embedding {bar:40} {pos}/{len} texts, {per_sec}, {eta} left")?);
@@ -136,11 +173,14 @@ async fn demo(options: &Options, data: &Path) -> Outcome {
         .await
         .map_err(|e| format!("the shop cannot listen on {shop_address}: {e}"))?;
     println!("service   http://{address}");
-    println!("shop      http://{shop_address}/shop/products/1");
-    tokio::spawn(warp::serve(shop_routes(shop.clone())).incoming(shop_server).run());
+    println!("shop      http://{shop_address}/shop/products/1, /shop/categories/1, /shop/brands/1");
     let stop = Arc::new(AtomicBool::new(false));
+    let floor = Floor::default();
+    let office = Office::new(shop.clone(), floor.clone(), service.status().clone(), stop.clone());
+    tokio::spawn(warp::serve(office.routes()).incoming(shop_server).run());
     let trading = Trading {
-        shop: shop.clone(),
+        shop,
+        floor,
         read: Box::new(service.read_position()),
         stop: stop.clone(),
         per_second: options.changes_per_second,
@@ -172,15 +212,7 @@ async fn demo(options: &Options, data: &Path) -> Outcome {
                 searchable = true;
                 live.store(true, Ordering::SeqCst);
                 println!("searchable: {rows} products after {:.0} s. Try", started.elapsed().as_secs_f64());
-                println!(
-                    "  curl -s http://{address}/v1/search -d '{{\"query\": \"shelter for a rainy night outdoors\", \"k\": 3}}'"
-                );
-                println!(
-                    "  curl -s -X PUT http://{shop_address}/shop/products/1 -d '{{\"description\": \"A singing teapot for astronauts.\"}}'"
-                );
-                println!(
-                    "  curl -s http://{address}/v1/search -d '{{\"query\": \"teapot for astronauts\", \"k\": 1}}'"
-                );
+                print_requests(address, shop_address, some_category);
             } else if bar.is_hidden() {
                 println!(
                     "embedding {} of {} texts, {} tokens",
@@ -219,104 +251,15 @@ async fn demo(options: &Options, data: &Path) -> Outcome {
     failure.map_or(Ok(()), |reason| Err(reason.into()))
 }
 
-/// The shop's thread: the snapshot first, then live traffic at its rate, never too far ahead of the service.
-struct Trading {
-    shop: Arc<Mutex<Shop>>,
-    read: Box<dyn Fn() -> Position + Send + Sync>,
-    stop: Arc<AtomicBool>,
-    per_second: f64,
-}
-
-impl Trading {
-    fn run(self, live: &AtomicBool, wrote: &AtomicU64) -> Result<(), shop::Error> {
-        let ids = self.lock().ids();
-        for (n, id) in ids.iter().enumerate() {
-            self.wait_for_room();
-            if self.stop.load(Ordering::SeqCst) {
-                return Ok(());
-            }
-            self.lock().snapshot(*id, n + 1 == ids.len())?;
-        }
-        self.lock().flush()?;
-        let mut started = Instant::now();
-        let (mut due, mut steps) = (0_f64, 0_u64);
-        while !self.stop.load(Ordering::SeqCst) {
-            std::thread::sleep(Duration::from_millis(5));
-            if !live.load(Ordering::SeqCst) {
-                started = Instant::now();
-                continue;
-            }
-            while due < started.elapsed().as_secs_f64() * self.per_second {
-                self.wait_for_room();
-                let mut shop = self.lock();
-                // Ten seconds in, the table gains a column.
-                if steps == (self.per_second * 10.0) as u64 {
-                    shop.add_column();
-                }
-                shop.step()?;
-                steps += 1;
-                due += 1.0;
-                wrote.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-        self.lock().flush()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Shop> {
-        self.shop.lock().expect("no holder of this lock panics")
-    }
-
-    fn wait_for_room(&self) {
-        while !self.stop.load(Ordering::SeqCst) && self.lock().bytes_ahead(&(self.read)()) > AHEAD_MAX_BYTES {
-            std::thread::sleep(Duration::from_millis(2));
-        }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Edit {
-    name: Option<String>,
-    description: Option<String>,
-    list_price: Option<f64>,
-}
-
-/// `GET`, `PUT` and `DELETE /shop/products/{id}`: what a shop's own back office would do to its table.
-fn shop_routes(shop: Arc<Mutex<Shop>>) -> impl Filter<Extract = (impl warp::Reply,), Error = warp::Rejection> + Clone {
-    warp::method().and(warp::path!("shop" / "products" / i64)).and(warp::body::bytes()).then(
-        move |method: warp::http::Method, id, body: bytes::Bytes| {
-            let shop = shop.clone();
-            async move {
-                let answered = tokio::task::spawn_blocking(move || edit(&shop, &method, id, &body)).await;
-                let (status, value) =
-                    answered.unwrap_or_else(|e| (StatusCode::INTERNAL_SERVER_ERROR, json!({"error": e.to_string()})));
-                warp::reply::with_status(warp::reply::json(&value), status)
-            }
-        },
-    )
-}
-
-fn edit(shop: &Mutex<Shop>, method: &warp::http::Method, id: i64, body: &[u8]) -> (StatusCode, serde_json::Value) {
-    let mut shop = shop.lock().expect("no holder of this lock panics");
-    let none = || (StatusCode::NOT_FOUND, json!({"error": format!("there is no product {id}")}));
-    let failed = |e: shop::Error| (StatusCode::INTERNAL_SERVER_ERROR, json!({"error": e.to_string()}));
-    match method.as_str() {
-        "GET" => shop.get(id).map_or_else(none, |p| (StatusCode::OK, json!(p))),
-        "DELETE" => match shop.delete(id) {
-            Ok(true) => (StatusCode::OK, json!({"deleted": id})),
-            Ok(false) => none(),
-            Err(e) => failed(e),
-        },
-        "PUT" => match serde_json::from_slice::<Edit>(body) {
-            Ok(edit) => {
-                match shop.edit(id, edit.name, edit.description, edit.list_price.map(|p| (p * 100.0).round() as i64)) {
-                    Ok(Some(product)) => (StatusCode::OK, json!(product)),
-                    Ok(None) => none(),
-                    Err(e) => failed(e),
-                }
-            }
-            Err(e) => (StatusCode::BAD_REQUEST, json!({"error": e.to_string()})),
-        },
-        other => (StatusCode::METHOD_NOT_ALLOWED, json!({"error": format!("{other} is none of GET, PUT, DELETE")})),
-    }
+/// What to try: find something, give a product another text, find that, and give a whole category another name.
+fn print_requests(service: SocketAddr, shop: SocketAddr, category: i64) {
+    let search = |query: &str, k: usize| {
+        println!("  curl -s http://{service}/v1/search -d '{{\"query\": \"{query}\", \"k\": {k}}}'");
+    };
+    let put = |path: &str, body: &str| println!("  curl -s -X PUT http://{shop}/shop/{path} -d '{body}'");
+    search("shelter for a rainy night outdoors", 3);
+    put("products/1", r#"{"description": "A singing teapot for astronauts."}"#);
+    search("teapot for astronauts", 1);
+    put(&format!("categories/{category}"), r#"{"name": "Things for the moon"}"#);
+    println!("The last one embeds the products of that category again, and no others: the shop pauses and counts.");
 }

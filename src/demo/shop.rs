@@ -1,92 +1,93 @@
-//! The seeded shop: a table of products, and the Debezium events that its changes would have made.
+//! The seeded shop: five tables, and what happens to them on a working day.
 //!
-//! The invariant: an event is in the broker before the table's new state can be asked for, and within a partition events keep the order in
-//! which the table changed.
+//! The invariant: an event is in the broker before the tables' new state can be asked for. What the tables hold depends on the seed and the
+//! calls alone: the shop's own clock goes on with what it does, and only its events know what time it really is. A product has a price in
+//! euros for as long as it is there.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::collections::BTreeMap;
 
-use apache_avro::types::Value;
-use apache_avro::writer::datum::GenericDatumWriter;
-use apache_avro::{Decimal, Schema};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use serde_json::json;
 
-use super::catalog::{self, Product};
+use super::catalogue::{BRANDS, DEPARTMENTS, Group, Shelf};
+use super::changelog::{Changelog, Error, Seen};
+use super::prose::{self, pick};
+use super::rows::{Brand, Category, Price, Product, Review, Table};
 use crate::source::embedded::{Producer, Registry};
-use crate::time::{Offset, Partition, Position};
+use crate::time::Position;
 
-pub const TOPIC: &str = "shop.public.product";
-pub const PARTITIONS: i32 = 4;
-
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("the shop's broker: {0}")]
-    Broker(#[from] rdkafka::error::KafkaError),
-    #[error("the shop's event: {0}")]
-    Avro(Box<apache_avro::Error>),
-}
-
-impl From<apache_avro::Error> for Error {
-    fn from(e: apache_avro::Error) -> Error {
-        Error::Avro(Box::new(e))
-    }
-}
-
-struct Writer {
-    id: u32,
-    schema: Schema,
-}
+/// When the shop's clock begins: 2025-10-01.
+const OPENED_US: i64 = 1_759_276_800_000_000;
+const DAY_US: i64 = 86_400_000_000;
+/// Prices of one product in one currency that are kept.
+const PRICES_KEPT: usize = 4;
+/// Hundredths of a pound for a euro.
+const PENCE: i64 = 86;
 
 pub struct Shop {
     rng: StdRng,
-    products: BTreeMap<i64, Product>,
-    next_id: i64,
-    lsn: i64,
-    producer: Producer,
-    key: Writer,
-    /// The value's schema before and after the column eco_label was added.
-    values: [Writer; 2],
-    evolved: bool,
-    /// Bytes of the messages of each partition that may not have been read yet, and the offset of the first of them.
-    ahead: Vec<(i64, VecDeque<usize>)>,
+    changelog: Changelog,
+    categories: BTreeMap<i64, Category>,
+    brands: BTreeMap<i64, Brand>,
+    products: BTreeMap<i64, Entry>,
+    /// The lowest categories, where products stand.
+    shelves: BTreeMap<i64, (&'static Group, &'static Shelf)>,
+    next_product: i64,
+    next_price: i64,
+    next_review: i64,
+    clock_us: i64,
+}
+
+/// A product with what belongs to it and goes with it, oldest first.
+struct Entry {
+    product: Product,
+    prices: Vec<Price>,
+    reviews: Vec<Review>,
+}
+
+/// A category or brand that has another name now.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Renamed {
+    pub table: &'static str,
+    pub id: i64,
+    pub from: String,
+    pub to: String,
+    /// Products that customers can find under it.
+    pub products: usize,
 }
 
 impl Shop {
-    pub fn new(
-        seed: u64,
-        products: usize,
-        producer: Producer,
-        registry: &Registry,
-        contract: &str,
-    ) -> Result<Shop, Error> {
-        let key = json!({"type": "record", "name": "Key", "namespace": TOPIC, "fields": [{"name": "id", "type": "long"}], "connect.name": format!("{TOPIC}.Key")});
-        let writer = |subject: &str, schema: serde_json::Value| -> Result<Writer, Error> {
-            let text = schema.to_string();
-            Ok(Writer {
-                id: registry.register(&format!("{TOPIC}-{subject}"), &text),
-                schema: Schema::parse_str(&text)?,
-            })
+    /// Opens a shop with so many products, and writes the snapshot of its categories and brands.
+    pub fn new(seed: u64, products: usize, producer: Producer, registry: &Registry) -> Result<Shop, Error> {
+        let mut shop = Shop {
+            rng: StdRng::seed_from_u64(seed),
+            changelog: Changelog::new(producer, registry)?,
+            categories: BTreeMap::new(),
+            brands: BTreeMap::new(),
+            products: BTreeMap::new(),
+            shelves: BTreeMap::new(),
+            next_product: 1,
+            next_price: 1,
+            next_review: 1,
+            clock_us: OPENED_US,
         };
-        let contract: serde_json::Value = serde_json::from_str(contract).unwrap_or_default();
-        let values = [writer("value", envelope(&contract, false))?, writer("value", envelope(&contract, true))?];
-        let mut rng = StdRng::seed_from_u64(seed);
-        let created = now_us();
-        let table = (1..=products as i64).map(|id| (id, catalog::product(&mut rng, id, created))).collect();
-        let ahead = (0..PARTITIONS).map(|_| (0, VecDeque::new())).collect();
-        Ok(Shop {
-            rng,
-            products: table,
-            next_id: products as i64 + 1,
-            lsn: 1000,
-            producer,
-            key: writer("key", key)?,
-            values,
-            evolved: false,
-            ahead,
-        })
+        shop.furnish();
+        for _ in 0..products {
+            let mut entry = shop.draw_product();
+            entry.product.created_us -= shop.rng.random_range(0..700 * DAY_US);
+            for _ in 0..shop.rng.random_range(0..5) {
+                let review = shop.draw_review(&entry.product);
+                entry.reviews.push(review);
+            }
+            shop.products.insert(entry.product.id, entry);
+        }
+        for category in shop.categories.values() {
+            shop.changelog.inserted(category, Seen::InSnapshot)?;
+        }
+        for brand in shop.brands.values() {
+            shop.changelog.inserted(brand, Seen::InSnapshot)?;
+        }
+        Ok(shop)
     }
 
     pub fn len(&self) -> usize {
@@ -98,79 +99,115 @@ impl Shop {
     }
 
     pub fn get(&self, id: i64) -> Option<&Product> {
-        self.products.get(&id)
+        self.products.get(&id).map(|entry| &entry.product)
     }
 
+    pub fn category(&self, id: i64) -> Option<&Category> {
+        self.categories.get(&id)
+    }
+
+    pub fn brand(&self, id: i64) -> Option<&Brand> {
+        self.brands.get(&id)
+    }
+
+    /// The ids of all products.
     pub fn ids(&self) -> Vec<i64> {
         self.products.keys().copied().collect()
     }
 
+    pub fn categories(&self) -> impl Iterator<Item = &Category> {
+        self.categories.values()
+    }
+
+    pub fn brands(&self) -> impl Iterator<Item = &Brand> {
+        self.brands.values()
+    }
+
+    pub fn products(&self) -> impl Iterator<Item = &Product> {
+        self.products.values().map(|entry| &entry.product)
+    }
+
+    pub fn prices(&self) -> impl Iterator<Item = &Price> {
+        self.products.values().flat_map(|entry| &entry.prices)
+    }
+
+    pub fn reviews(&self) -> impl Iterator<Item = &Review> {
+        self.products.values().flat_map(|entry| &entry.reviews)
+    }
+
+    /// Products that customers can find in a category or those below it.
+    pub fn listed_in(&self, category: i64) -> usize {
+        let is_below = |mut id: i64| loop {
+            match self.categories.get(&id) {
+                _ if id == category => return true,
+                Some(Category { parent_id: Some(parent), .. }) => id = *parent,
+                _ => return false,
+            }
+        };
+        self.products().filter(|p| p.is_listed() && is_below(p.category_id)).count()
+    }
+
+    /// Products of a brand that customers can find.
+    pub fn listed_of(&self, brand: i64) -> usize {
+        self.products().filter(|p| p.is_listed() && p.brand_id == Some(brand)).count()
+    }
+
     /// How far the shop has written: the next offset of every partition.
     pub fn written(&self) -> Position {
-        let ends = self.ahead.iter().enumerate();
-        ends.map(|(n, (first, sizes))| (Partition::new(TOPIC, n as i32), Offset(first + sizes.len() as i64))).collect()
+        self.changelog.written()
     }
 
     /// Bytes that the fullest partition holds beyond what was read.
     pub fn bytes_ahead(&mut self, read: &Position) -> usize {
-        let mut most = 0;
-        for (n, (first, sizes)) in self.ahead.iter_mut().enumerate() {
-            let done = read.get(&Partition::new(TOPIC, n as i32)).unwrap_or(Offset(0));
-            while *first < done.0 && sizes.pop_front().is_some() {
-                *first += 1;
-            }
-            most = most.max(sizes.iter().sum());
-        }
-        most
+        self.changelog.bytes_ahead(read)
     }
 
-    /// The snapshot's event of one product.
+    pub fn flush(&self) -> Result<(), Error> {
+        self.changelog.flush()
+    }
+
+    /// The snapshot's events of one product, its prices and its reviews.
     pub fn snapshot(&mut self, id: i64, last: bool) -> Result<(), Error> {
-        match self.products.get(&id).cloned() {
-            Some(product) => self.write("r", None, Some(&product), if last { "last" } else { "true" }),
-            None => Ok(()),
-        }
+        let Some(Entry { product, prices, reviews }) = self.products.get(&id) else { return Ok(()) };
+        prices.iter().try_for_each(|price| self.changelog.inserted(price, Seen::InSnapshot))?;
+        reviews.iter().try_for_each(|review| self.changelog.inserted(review, Seen::InSnapshot))?;
+        self.changelog.inserted(product, if last { Seen::LastOfSnapshot } else { Seen::InSnapshot })
     }
 
-    /// From now on the table has the column eco_label, and events another schema.
+    /// From now on the table of products has the column eco_label, and its events another schema.
     pub fn add_column(&mut self) {
-        self.evolved = true;
+        self.changelog.evolve();
     }
 
-    /// One change of live traffic: mostly prices, sometimes texts, now and then a product comes or goes.
-    pub fn step(&mut self) -> Result<(), Error> {
-        let ids = self.products.len();
-        let chosen = self.products.keys().nth(self.rng.random_range(0..ids.max(1))).copied();
-        match (self.rng.random_range(0..100), chosen) {
-            (0..80, Some(id)) => {
-                let cents = self.rng.random_range(299..49_999);
-                self.change(id, |p, _| p.price_cents = cents)
+    /// One thing that happens in a shop: mostly a price, often a review or a text, rarely another name for a category or a brand. Says what
+    /// has another name, if something has.
+    pub fn step(&mut self) -> Result<Option<Renamed>, Error> {
+        let Some(id) = self.some_product() else {
+            let entry = self.draw_product();
+            return self.insert(entry).map(|()| None);
+        };
+        match self.rng.random_range(0..2000) {
+            0..1200 => self.change_price(id)?,
+            1200..1280 => self.correct_price(id)?,
+            1280..1440 => self.change(id, |p, rng| p.stock = rng.random_range(0..200))?,
+            1440..1600 => self.rewrite(id)?,
+            1600..1780 => self.review(id)?,
+            1780..1820 => self.change_review(id)?,
+            1820..1900 => {
+                let entry = self.draw_product();
+                self.insert(entry)?;
             }
-            (80..90, Some(id)) => self.change(id, |p, rng| catalog::rewrite(rng, p)),
-            (95..100, Some(id)) => self.delete(id).map(drop),
-            _ => {
-                let mut product = catalog::product(&mut self.rng, self.next_id, now_us());
-                if self.evolved {
-                    product.eco_label = Some(["A", "B", "C"][self.rng.random_range(0..3)]);
-                }
-                self.insert(product)
+            1900..1980 => {
+                self.remove(id)?;
             }
+            1980..1997 => self.change(id, |p, rng| {
+                p.status = pick(rng, STATUSES);
+                p.is_active = p.is_active != rng.random_bool(0.3);
+            })?,
+            1997..1999 => return self.rename_some_category(),
+            _ => return self.rename_some_brand(),
         }
-    }
-
-    fn insert(&mut self, product: Product) -> Result<(), Error> {
-        self.next_id = self.next_id.max(product.id) + 1;
-        self.write("c", None, Some(&product), "false")?;
-        self.products.insert(product.id, product);
-        Ok(())
-    }
-
-    fn change(&mut self, id: i64, change: impl FnOnce(&mut Product, &mut StdRng)) -> Result<(), Error> {
-        let Some(mut product) = self.products.get(&id).cloned() else { return Ok(()) };
-        change(&mut product, &mut self.rng);
-        self.write("u", None, Some(&product), "false")?;
-        self.products.insert(id, product);
-        Ok(())
+        Ok(None)
     }
 
     /// Changes what is given of a product; `None` if there is no such product.
@@ -181,137 +218,268 @@ impl Shop {
         description: Option<String>,
         price_cents: Option<i64>,
     ) -> Result<Option<Product>, Error> {
-        self.change(id, |p, _| {
-            p.name = name.unwrap_or_else(|| p.name.clone());
-            p.description = description.unwrap_or_else(|| p.description.clone());
-            p.price_cents = price_cents.unwrap_or(p.price_cents);
-        })?;
-        self.producer.flush()?;
-        Ok(self.products.get(&id).cloned())
+        if name.is_some() || description.is_some() {
+            self.change(id, |p, _| {
+                p.name = name.unwrap_or_else(|| p.name.clone());
+                p.description = description.unwrap_or_else(|| p.description.clone());
+            })?;
+        }
+        if let Some(cents) = price_cents {
+            self.set_price(id, "EUR", cents)?;
+        }
+        self.changelog.flush()?;
+        Ok(self.get(id).cloned())
     }
 
-    /// Deletes a product: Debezium's delete and its tombstone. Says whether there was one.
+    /// Deletes a product with its prices and reviews. Says whether there was one.
     pub fn delete(&mut self, id: i64) -> Result<bool, Error> {
-        let Some(product) = self.products.remove(&id) else { return Ok(false) };
-        self.write("d", Some(&product), None, "false")?;
-        self.send(id, None)?;
-        self.producer.flush()?;
+        let deleted = self.remove(id)?;
+        self.changelog.flush()?;
+        Ok(deleted)
+    }
+
+    /// Gives a category another name; `None` if there is no such category.
+    pub fn rename_category(&mut self, id: i64, name: &str) -> Result<Option<Renamed>, Error> {
+        let products = self.listed_in(id);
+        let Some(category) = self.categories.get_mut(&id) else { return Ok(None) };
+        let from = std::mem::replace(&mut category.name, name.into());
+        self.changelog.updated(category)?;
+        self.changelog.flush()?;
+        Ok(Some(Renamed { table: Table::Category.name(), id, from, to: name.into(), products }))
+    }
+
+    /// Gives a brand another name; `None` if there is no such brand.
+    pub fn rename_brand(&mut self, id: i64, name: &str) -> Result<Option<Renamed>, Error> {
+        let products = self.listed_of(id);
+        let Some(brand) = self.brands.get_mut(&id) else { return Ok(None) };
+        let from = std::mem::replace(&mut brand.name, name.into());
+        self.changelog.updated(brand)?;
+        self.changelog.flush()?;
+        Ok(Some(Renamed { table: Table::Brand.name(), id, from, to: name.into(), products }))
+    }
+
+    fn rename_some_category(&mut self) -> Result<Option<Renamed>, Error> {
+        let ids: Vec<i64> = self.shelves.keys().copied().collect();
+        let id = pick(&mut self.rng, &ids);
+        let shelf = self.shelves[&id].1;
+        let is_usual = self.categories.get(&id).is_some_and(|c| c.name == shelf.name);
+        self.rename_category(id, if is_usual { shelf.also } else { shelf.name })
+    }
+
+    fn rename_some_brand(&mut self) -> Result<Option<Renamed>, Error> {
+        let n = self.rng.random_range(0..BRANDS.len());
+        let (usual, _, also) = BRANDS[n];
+        let id = n as i64 + 1;
+        let is_usual = self.brands.get(&id).is_some_and(|b| b.name == usual);
+        self.rename_brand(id, if is_usual { also } else { usual })
+    }
+
+    /// Sets up the categories, numbered from the top down each branch, and the brands.
+    fn furnish(&mut self) {
+        for department in DEPARTMENTS {
+            let top = self.add_category(None, department.name, Some(department.about));
+            for group in department.groups {
+                let middle = self.add_category(Some(top), group.name, None);
+                for shelf in group.shelves {
+                    let id = self.add_category(Some(middle), shelf.name, None);
+                    self.shelves.insert(id, (group, shelf));
+                }
+            }
+        }
+        for (id, (name, country, _)) in (1..).zip(BRANDS) {
+            self.brands.insert(id, Brand { id, name: (*name).into(), country: Some((*country).into()) });
+        }
+    }
+
+    fn add_category(&mut self, parent_id: Option<i64>, name: &str, about: Option<&str>) -> i64 {
+        let id = self.categories.len() as i64 + 1;
+        let description = about.map(str::to_string);
+        self.categories.insert(id, Category { id, parent_id, name: name.into(), description });
+        id
+    }
+
+    /// A product that nobody knows yet.
+    fn draw_product(&mut self) -> Entry {
+        let id = self.next_product;
+        self.next_product += 1;
+        let shelves: Vec<i64> = self.shelves.keys().copied().collect();
+        let rng = &mut self.rng;
+        let category_id = pick(rng, &shelves);
+        let (group, shelf) = self.shelves[&category_id];
+        let item = pick(rng, shelf.items);
+        let brand = rng.random_range(0..BRANDS.len() as i64 + 2);
+        let (low, high) = group.euros;
+        // Most things are cheap.
+        let euros = low + (high - low) * rng.random::<f64>().powi(3);
+        let eco_label = rng.random_bool(0.5).then(|| pick(rng, &["A", "B", "C"]));
+        let code: String = shelf.name.chars().filter(char::is_ascii_alphabetic).take(3).collect();
+        let product = Product {
+            id,
+            sku: format!("{}-{id:06}", code.to_uppercase()),
+            name: prose::name(rng, item, id),
+            description: prose::description(rng, group, item),
+            category_id,
+            // Some things have no brand.
+            brand_id: (1..=BRANDS.len() as i64).contains(&brand).then_some(brand),
+            stock: rng.random_range(0..200),
+            status: pick(rng, &["active", "active", "active", "preorder", "sold_out"]),
+            is_active: true,
+            created_us: 0,
+            updated_us: None,
+            eco_label: if self.changelog.is_evolved() { eco_label } else { None },
+            price_cents: rounded((euros * 100.0) as i64),
+            item,
+        };
+        let in_pounds = self.rng.random_bool(0.3);
+        let mut entry = Entry { product, prices: Vec::new(), reviews: Vec::new() };
+        entry.product.created_us = self.tick();
+        let cents = entry.product.price_cents;
+        let euros = self.draw_price(id, "EUR", cents);
+        entry.prices.push(euros);
+        if in_pounds {
+            let pounds = self.draw_price(id, "GBP", rounded(cents * PENCE / 100));
+            entry.prices.push(pounds);
+        }
+        entry
+    }
+
+    fn draw_price(&mut self, product_id: i64, currency: &'static str, amount_cents: i64) -> Price {
+        let id = self.next_price;
+        self.next_price += 1;
+        Price { id, product_id, currency, amount_cents, valid_from_us: self.tick() }
+    }
+
+    fn draw_review(&mut self, product: &Product) -> Review {
+        let id = self.next_review;
+        self.next_review += 1;
+        let rating = draw_rating(&mut self.rng, product.id);
+        let (title, body) = prose::review(&mut self.rng, self.shelves[&product.category_id].0, product.item, rating);
+        Review { id, product_id: product.id, rating, title, body, created_us: self.tick() }
+    }
+
+    /// Some time passes.
+    fn tick(&mut self) -> i64 {
+        self.clock_us += self.rng.random_range(1_000..90_000_000);
+        self.clock_us
+    }
+
+    fn some_product(&mut self) -> Option<i64> {
+        let from = self.rng.random_range(0..self.next_product);
+        let found = self.products.range(from..).next().or_else(|| self.products.iter().next());
+        found.map(|(id, _)| *id)
+    }
+
+    fn insert(&mut self, entry: Entry) -> Result<(), Error> {
+        self.changelog.inserted(&entry.product, Seen::Live)?;
+        entry.prices.iter().try_for_each(|price| self.changelog.inserted(price, Seen::Live))?;
+        self.products.insert(entry.product.id, entry);
+        Ok(())
+    }
+
+    fn remove(&mut self, id: i64) -> Result<bool, Error> {
+        let Some(entry) = self.products.remove(&id) else { return Ok(false) };
+        self.changelog.deleted(&entry.product)?;
+        entry.prices.iter().try_for_each(|price| self.changelog.deleted(price))?;
+        entry.reviews.iter().try_for_each(|review| self.changelog.deleted(review))?;
         Ok(true)
     }
 
-    pub fn flush(&self) -> Result<(), Error> {
-        Ok(self.producer.flush()?)
+    fn change(&mut self, id: i64, change: impl FnOnce(&mut Product, &mut StdRng)) -> Result<(), Error> {
+        let now = self.tick();
+        let Some(entry) = self.products.get_mut(&id) else { return Ok(()) };
+        change(&mut entry.product, &mut self.rng);
+        entry.product.updated_us = Some(now);
+        self.changelog.updated(&entry.product)
     }
 
-    fn write(
-        &mut self,
-        op: &str,
-        before: Option<&Product>,
-        after: Option<&Product>,
-        snapshot: &str,
-    ) -> Result<(), Error> {
-        let Some(id) = before.or(after).map(|p| p.id) else { return Ok(()) };
-        self.lsn += 56;
-        let (ms, evolved) = (now_us() / 1000, self.evolved);
-        let optional = |p: Option<&Product>| match p {
-            Some(p) => Value::Union(1, Box::new(row(p, evolved))),
-            None => Value::Union(0, Box::new(Value::Null)),
-        };
-        let text = |t: &str| Value::String(t.into());
-        let source = vec![
-            ("version", text("3.5.0.Final")),
-            ("connector", text("postgresql")),
-            ("name", text("shop")),
-            ("ts_ms", Value::Long(ms)),
-            ("snapshot", text(snapshot)),
-            ("db", text("shop")),
-            ("schema", text("public")),
-            ("table", text("product")),
-            ("lsn", Value::Long(self.lsn)),
-        ];
-        let value = record(vec![
-            ("before", optional(before)),
-            ("after", optional(after)),
-            ("source", record(source)),
-            ("op", text(op)),
-            ("ts_ms", Value::Long(ms)),
-        ]);
-        let writer = &self.values[usize::from(evolved)];
-        let bytes = message(writer, value)?;
-        self.send(id, Some(&bytes))
+    fn rewrite(&mut self, id: i64) -> Result<(), Error> {
+        let Some(product) = self.get(id) else { return Ok(()) };
+        let group = self.shelves[&product.category_id].0;
+        self.change(id, |p, rng| p.description = prose::description(rng, group, p.item))
     }
 
-    fn send(&mut self, id: i64, value: Option<&[u8]>) -> Result<(), Error> {
-        let key = message(&self.key, record(vec![("id", Value::Long(id))]))?;
-        let mut hasher = DefaultHasher::new();
-        id.hash(&mut hasher);
-        let partition = (hasher.finish() % PARTITIONS as u64) as i32;
-        self.producer.send(TOPIC, partition, Some(&key), value)?;
-        self.ahead[partition as usize].1.push_back(key.len() + value.map_or(0, <[u8]>::len));
+    /// A product's price goes up or down a little; the oldest one is forgotten once there are many.
+    fn change_price(&mut self, id: i64) -> Result<(), Error> {
+        let factor = self.rng.random_range(0.85..1.18);
+        let in_pounds = self.rng.random_bool(0.1);
+        let Some(entry) = self.products.get(&id) else { return Ok(()) };
+        let currency = if in_pounds && entry.prices.iter().any(|p| p.currency == "GBP") { "GBP" } else { "EUR" };
+        let Some(last) = entry.prices.iter().rfind(|p| p.currency == currency) else { return Ok(()) };
+        let cents = rounded((last.amount_cents as f64 * factor) as i64);
+        self.set_price(id, currency, cents)?;
+        let Some(entry) = self.products.get_mut(&id) else { return Ok(()) };
+        let of_currency = |p: &Price| p.currency == currency;
+        if entry.prices.iter().filter(|p| of_currency(p)).count() > PRICES_KEPT
+            && let Some(oldest) = entry.prices.iter().position(of_currency)
+        {
+            self.changelog.deleted(&entry.prices.remove(oldest))?;
+        }
         Ok(())
     }
-}
 
-fn message(writer: &Writer, value: Value) -> Result<Vec<u8>, Error> {
-    let mut bytes = vec![0];
-    bytes.extend(writer.id.to_be_bytes());
-    bytes.extend(GenericDatumWriter::builder(&writer.schema).build()?.write_value_to_vec(value)?);
-    Ok(bytes)
-}
-
-fn record(fields: Vec<(&str, Value)>) -> Value {
-    Value::Record(fields.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
-}
-
-fn row(p: &Product, evolved: bool) -> Value {
-    let text = |t: &str| Value::String(t.into());
-    let some = |v: Value| Value::Union(1, Box::new(v));
-    let mut fields = vec![
-        ("id", Value::Long(p.id)),
-        ("sku", text(&p.sku)),
-        ("name", text(&p.name)),
-        ("description", some(text(&p.description))),
-        ("brand", some(text(&p.brand))),
-        ("category", text(&p.category)),
-        ("list_price", Value::Decimal(Decimal::from(p.price_cents.to_be_bytes().to_vec()))),
-        ("currency", text("EUR")),
-        ("stock", Value::Int(p.stock)),
-        ("status", text(p.status)),
-        ("is_active", Value::Boolean(true)),
-        ("created_at", Value::Long(p.created_us)),
-        ("updated_at", Value::Union(0, Box::new(Value::Null))),
-    ];
-    if evolved {
-        fields.push(("eco_label", p.eco_label.map_or(Value::Union(0, Box::new(Value::Null)), |l| some(text(l)))));
+    fn set_price(&mut self, id: i64, currency: &'static str, cents: i64) -> Result<(), Error> {
+        if !self.products.contains_key(&id) {
+            return Ok(());
+        }
+        let price = self.draw_price(id, currency, cents);
+        self.changelog.inserted(&price, Seen::Live)?;
+        if let Some(entry) = self.products.get_mut(&id) {
+            if currency == "EUR" {
+                entry.product.price_cents = cents;
+            }
+            entry.prices.push(price);
+        }
+        Ok(())
     }
-    record(fields)
-}
 
-/// Debezium's envelope around the contract's row.
-fn envelope(contract: &serde_json::Value, evolved: bool) -> serde_json::Value {
-    let mut row = contract.clone();
-    if evolved && let Some(fields) = row["fields"].as_array_mut() {
-        fields.push(json!({"name": "eco_label", "type": ["null", "string"], "default": null}));
+    /// The current price was a mistake: its row is corrected in place.
+    fn correct_price(&mut self, id: i64) -> Result<(), Error> {
+        let more = self.rng.random_range(1..50) * 10;
+        let Some(entry) = self.products.get_mut(&id) else { return Ok(()) };
+        let Some(price) = entry.prices.iter_mut().rfind(|p| p.currency == "EUR") else { return Ok(()) };
+        price.amount_cents += more;
+        entry.product.price_cents = price.amount_cents;
+        self.changelog.updated(price)
     }
-    json!({
-        "type": "record", "name": "Envelope", "namespace": TOPIC, "connect.name": format!("{TOPIC}.Envelope"), "connect.version": 2,
-        "fields": [
-            {"name": "before", "type": ["null", row], "default": null},
-            {"name": "after", "type": ["null", "Value"], "default": null},
-            {"name": "source", "type": {
-                "type": "record", "name": "Source", "namespace": "io.debezium.connector.postgresql",
-                "connect.name": "io.debezium.connector.postgresql.Source",
-                "fields": [
-                    {"name": "version", "type": "string"}, {"name": "connector", "type": "string"}, {"name": "name", "type": "string"},
-                    {"name": "ts_ms", "type": "long"}, {"name": "snapshot", "type": "string"}, {"name": "db", "type": "string"},
-                    {"name": "schema", "type": "string"}, {"name": "table", "type": "string"}, {"name": "lsn", "type": "long"}
-                ]}},
-            {"name": "op", "type": "string"},
-            {"name": "ts_ms", "type": "long"}
-        ]
-    })
+
+    fn review(&mut self, id: i64) -> Result<(), Error> {
+        let Some(product) = self.get(id).cloned() else { return Ok(()) };
+        let review = self.draw_review(&product);
+        self.changelog.inserted(&review, Seen::Live)?;
+        if let Some(entry) = self.products.get_mut(&id) {
+            entry.reviews.push(review);
+        }
+        Ok(())
+    }
+
+    /// A customer thinks again.
+    fn change_review(&mut self, id: i64) -> Result<(), Error> {
+        let rating = self.rng.random_range(1..=5);
+        let Some(Entry { product, reviews, .. }) = self.products.get_mut(&id) else { return Ok(()) };
+        let Some(review) = reviews.last_mut() else { return Ok(()) };
+        let group = self.shelves[&product.category_id].0;
+        review.rating = rating;
+        (review.title, review.body) = prose::review(&mut self.rng, group, product.item, rating);
+        self.changelog.updated(review)
+    }
 }
 
-pub(super) fn now_us() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64)
+const STATUSES: &[&str] = &["active", "active", "preorder", "sold_out", "discontinued"];
+
+/// Amounts end in nine cents.
+fn rounded(cents: i64) -> i64 {
+    (cents - cents % 10 + 9).max(99)
+}
+
+/// Some products are better than others.
+fn draw_rating(rng: &mut StdRng, product: i64) -> i32 {
+    let quality = (product.wrapping_mul(0x9E37_79B9) >> 7) & 3;
+    let luck = rng.random_range(0..10);
+    match luck + quality {
+        0 => 1,
+        1 => 2,
+        2..4 => 3,
+        4..8 => 4,
+        _ => 5,
+    }
 }

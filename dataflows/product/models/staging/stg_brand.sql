@@ -1,0 +1,5 @@
+select
+    id,
+    name,
+    country
+from {{ source('shop', 'brand') }}
