@@ -190,7 +190,6 @@ impl Status {
         self.now().lag = lag;
     }
 
-<<<<<<< HEAD
     /// What the dataflow's operators hold and have done, inputs first.
     pub fn set_operators(&self, operators: Vec<OperatorStatus>) {
         let mut now = self.now();
@@ -209,12 +208,12 @@ impl Status {
     /// How many rows fail each data test.
     pub fn set_tests(&self, tests: Vec<(TestOutput, i64)>) {
         self.now().tests = tests;
-=======
+    }
+
     /// Whether the partitions were looked at, and had nothing that is not searchable yet.
     pub fn is_level(&self) -> bool {
         let now = self.now();
         !now.lag.is_empty() && now.lag.values().all(|events| *events == 0)
->>>>>>> 356fb4f (wip: tests)
     }
 
     /// Events of all partitions that are not searchable yet.

@@ -11,6 +11,19 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
+fn copy(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let to = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            std::fs::create_dir(&to).unwrap();
+            copy(&path, &to);
+        } else {
+            std::fs::copy(&path, &to).unwrap();
+        }
+    }
+}
+
 fn shipped() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("dataflows/product")
 }
@@ -21,7 +34,8 @@ fn five_mistakes_are_named_by_their_keys() {
     let contract =
         r#"{"type":"record","name":"P","fields":[{"name":"id","type":"long"},{"name":"name","type":"string"}]}"#;
     std::fs::write(folder.path().join("p.avsc"), contract).unwrap();
-    std::fs::write(folder.path().join("v.sql"), "select * from {{ source('s', 't') }}").unwrap();
+    std::fs::create_dir(folder.path().join("models")).unwrap();
+    std::fs::write(folder.path().join("models/v.sql"), "select * from {{ source('s', 't') }}").unwrap();
     let toml = r#"
         [kafka]
         bootstrap_servers = "${FRESHET_NO_SUCH_VARIABLE}"
@@ -66,22 +80,19 @@ fn five_mistakes_are_named_by_their_keys() {
 #[test]
 fn a_model_that_cannot_be_maintained_is_refused_by_node_and_line() {
     let folder = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(shipped()).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
-    }
+    copy(&shipped(), folder.path());
     let toml = std::fs::read_to_string(folder.path().join("dataflow.toml")).unwrap();
     let schemas = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas");
     let toml = toml.replace("../../schemas", &schemas.to_string_lossy());
     std::fs::write(folder.path().join("dataflow.toml"), toml).unwrap();
-    let sql = folder.path().join("stg_product.sql");
+    let sql = folder.path().join("models/staging/stg_product.sql");
     let model = std::fs::read_to_string(&sql).unwrap();
     std::fs::write(&sql, format!("{}\nlimit 5\n", model.trim_end())).unwrap();
     let checked = freshet(&["check"], folder.path());
     let said = text(&checked.stdout);
     assert_eq!(checked.status.code(), Some(1), "{said}");
     let line = model.trim_end().lines().count() + 1;
-    assert!(said.contains(&format!("stg_product.sql, line {line}: LIMIT")), "{said}");
+    assert!(said.contains(&format!("models/staging/stg_product.sql:{line}: LIMIT")), "{said}");
 }
 
 #[test]
@@ -100,7 +111,7 @@ fn usage_is_worth_reading_and_its_mistakes_are_code_2() {
     let help = program().arg("--help").output().unwrap();
     assert_eq!(help.status.code(), Some(0));
     let said = text(&help.stdout);
-    for word in ["run", "check", "demo", "doctor", "Exit codes", "FRESHET_LOG"] {
+    for word in ["run", "check", "explain", "demo", "doctor", "bench", "Exit codes", "FRESHET_LOG"] {
         assert!(said.contains(word), "{word} is not in {said}");
     }
     assert_eq!(program().arg("fly").output().unwrap().status.code(), Some(2));

@@ -35,12 +35,14 @@ impl Folder {
         let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
         let Of { topic, format, envelope, key: columns, contract } = source;
         write("item.avsc", &contract.to_string());
-        write("view.sql", sql);
+        std::fs::create_dir(folder.path().join("models")).unwrap();
+        write("models/view.sql", sql);
         write(
             "dataflow.toml",
             &format!(
                 r#"
                 name = "items"
+                view = "view"
                 [kafka]
                 bootstrap_servers = "${{BROKERS}}"
                 [registry]

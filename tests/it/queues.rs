@@ -24,7 +24,7 @@ async fn queues_are_seen_to_fill_and_to_empty() {
     let writer = Writer::new(&items.registry, &format!("{TOPIC}-value"), &envelope(&fields));
     let mut config = items.config();
     (config.engine.decoded_max_batches, config.engine.epoch_max_events) = (1, 1);
-    let running = Running::start(config).await;
+    let running = Running::start_with_stand_in(config).await;
     let read = running.service().read_position();
     let weight = "x".repeat(WEIGHT);
     let (mut seen, mut sent) = ([false; 3], 0);

@@ -1,12 +1,16 @@
 //! The service in this process, spoken to over its sockets, as its users do.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use freshet::config::Config;
+use freshet::embed::{self, BatchStats, ModelId, TextEmbedder};
 use freshet::engine::Service;
 use freshet::source::embedded::{Broker, Registry};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use serde_json::{Map, Value, json};
 
 use super::connector::{Connector, PARTITIONS, TOPIC};
@@ -45,8 +49,39 @@ impl Items {
         self.folder.config(&self.broker.bootstrap_servers(), &self.registry.url())
     }
 
+    /// The service with a stand-in for the model: these tests are about what happens to rows.
     pub async fn start(&self) -> Running {
-        Running::start(self.config()).await
+        Running::start_with_stand_in(self.config()).await
+    }
+}
+
+/// Vectors that are drawn from their texts alone, as the model's are, and mean nothing.
+struct StandIn(ModelId);
+
+impl StandIn {
+    const DIMENSION: usize = 384;
+
+    fn vector(text: &str) -> Vec<f32> {
+        let mut hasher = DefaultHasher::new();
+        text.hash(&mut hasher);
+        let mut rng = StdRng::seed_from_u64(hasher.finish());
+        let raw: Vec<f32> = (0..Self::DIMENSION).map(|_| rng.random_range(-1.0..1.0)).collect();
+        let length = raw.iter().map(|x| x * x).sum::<f32>().sqrt();
+        raw.into_iter().map(|x| x / length).collect()
+    }
+}
+
+impl TextEmbedder for StandIn {
+    fn model_id(&self) -> &ModelId {
+        &self.0
+    }
+
+    fn dimension(&self) -> usize {
+        Self::DIMENSION
+    }
+
+    fn embed(&self, texts: &[&str], _: &mut dyn FnMut(BatchStats)) -> Result<Vec<Vec<f32>>, embed::Error> {
+        Ok(texts.iter().map(|text| Self::vector(text)).collect())
     }
 }
 
@@ -58,6 +93,12 @@ pub struct Running {
 impl Running {
     pub async fn start(config: Config) -> Running {
         let service = Service::start(config, Arc::new(|_| ())).await.unwrap();
+        Running { service, client: reqwest::Client::new() }
+    }
+
+    pub async fn start_with_stand_in(config: Config) -> Running {
+        let stand_in: Arc<dyn TextEmbedder> = Arc::new(StandIn(ModelId("stand-in".into())));
+        let service = Service::start_with(config, async { Ok(stand_in) }, Arc::new(|_| ())).await.unwrap();
         Running { service, client: reqwest::Client::new() }
     }
 
@@ -107,7 +148,7 @@ impl Running {
 
     /// Every row that a search can find, by key; the index read back.
     pub async fn rows(&self) -> BTreeMap<i64, Map<String, Value>> {
-        let mut direction = vec![0.0; 384];
+        let mut direction = vec![0.0; StandIn::DIMENSION];
         direction[0] = 1.0;
         let (code, found) = self.post("/v1/search", json!({"vector": direction, "k": 1000})).await;
         assert_eq!(code, 200, "{found}");
