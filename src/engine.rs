@@ -68,6 +68,9 @@ struct Shared {
     changed: Condvar,
     /// How far the source has read.
     read: Mutex<Position>,
+    /// Decoded batches that the driver has not taken yet, the one that waits for room included.
+    decoded: Mutex<isize>,
+    decoded_max_batches: usize,
 }
 
 #[derive(Default)]
@@ -80,12 +83,21 @@ struct Pending {
     follows: bool,
     /// Commit times of live events that `changes` (or an unchanged index) stand for.
     commits_ms: Vec<i64>,
+    /// The driver has folded its last epoch.
     ended: bool,
+    /// The indexer has taken what it ever will.
+    closed: bool,
 }
 
 impl Shared {
     fn pending(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock().expect("no holder of this lock panics")
+    }
+
+    fn count_decoded(&self, batches: isize, metrics: &Metrics) {
+        let mut decoded = self.decoded.lock().expect("no holder of this lock panics");
+        *decoded += batches;
+        metrics.decoded.set((*decoded).max(0) as usize, self.decoded_max_batches);
     }
 }
 
@@ -133,7 +145,13 @@ impl Service {
         status.set_tests(tests.clone());
         let handle = dataflow::Engine::start(plan, row_types.clone(), config.engine.workers).map_err(Error::Peer)?;
         let stop = Arc::new(AtomicBool::new(false));
-        let shared = Arc::new(Shared { pending: Mutex::default(), changed: Condvar::new(), read: Mutex::default() });
+        let shared = Arc::new(Shared {
+            pending: Mutex::default(),
+            changed: Condvar::new(),
+            read: Mutex::default(),
+            decoded: Mutex::default(),
+            decoded_max_batches: config.engine.decoded_max_batches,
+        });
         let (send, receive) = sync_channel(config.engine.decoded_max_batches);
         let (targets, target) = sync_channel(1);
         let runtime = tokio::runtime::Handle::current();

@@ -13,8 +13,6 @@ mod plan;
 mod registry;
 mod row;
 mod schema;
-#[cfg(test)]
-pub(crate) mod tests;
 mod text;
 mod wire;
 

@@ -53,6 +53,7 @@ impl Driving {
                 decoded.push(next);
             }
             let metrics = self.status.metrics().clone();
+            self.shared.count_decoded(-(decoded.len() as isize), &metrics);
             let rejects: Vec<_> = decoded.iter_mut().flat_map(|d| std::mem::take(&mut d.rejects)).collect();
             let added = self.quarantine.add(&rejects).map_err(|e| e.to_string())?;
             metrics.quarantine_total.inc_by(added as u64);
@@ -118,7 +119,8 @@ impl Driving {
     fn fold(&self, epoch: Epoch, position: &Position, changes: Vec<ViewChange>, commits_ms: Vec<i64>) {
         let bound = self.engine.pending_max_keys;
         let mut pending = self.shared.pending();
-        while pending.follows && pending.changes.len() >= bound && self.status.state() != State::Failed {
+        let lives = || self.status.state() != State::Failed;
+        while pending.follows && pending.changes.len() >= bound && !pending.closed && lives() {
             pending = self
                 .shared
                 .changed
@@ -130,7 +132,7 @@ impl Driving {
         pending.epoch = epoch;
         pending.position = position.clone();
         pending.commits_ms.extend(commits_ms);
-        self.status.metrics().set_pending(pending.changes.len(), bound);
+        self.status.metrics().pending.set(pending.changes.len(), bound);
         drop(pending);
         self.shared.changed.notify_all();
     }

@@ -1,7 +1,7 @@
 //! The indexer thread: takes all that is pending, embeds, commits, publishes.
 //!
 //! The invariant: nothing is taken before the view has come to where the index may have been; a position is published when every change up
-//! to it is in the index.
+//! to it is in the index. Commits are kept short, for between two of them the thread can be told to end.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -16,6 +16,13 @@ use crate::index::Indexer;
 use crate::serve::{State, Status};
 use crate::time::Position;
 
+/// How long a commit should take, embedding included: the more a machine embeds in this time, the more keys a commit has.
+const COMMIT_TARGET: Duration = Duration::from_secs(1);
+const COMMIT_FIRST_KEYS: usize = 64;
+/// How long what is pending may go on into the index after the service was told to stop. What is left is found again at the next start: the
+/// position it leads to was announced, and the index is compared with the view up to there.
+const DRAIN_MAX: Duration = Duration::from_secs(3);
+
 /// What the thread needs.
 pub(super) struct Indexing {
     pub indexer: Indexer,
@@ -29,7 +36,15 @@ pub(super) struct Indexing {
 }
 
 impl Indexing {
-    pub fn run(mut self, runtime: &tokio::runtime::Handle, target: &Receiver<Position>) -> Result<(), String> {
+    pub fn run(self, runtime: &tokio::runtime::Handle, target: &Receiver<Position>) -> Result<(), String> {
+        let shared = self.shared.clone();
+        let done = self.follow(runtime, target);
+        // Nobody takes what is pending any more, so nobody may wait for it to be taken.
+        shared.pending().closed = true;
+        done
+    }
+
+    fn follow(mut self, runtime: &tokio::runtime::Handle, target: &Receiver<Position>) -> Result<(), String> {
         // A service that is stopped before it could begin has no target.
         let Ok(target) = target.recv() else { return Ok(()) };
         if self.hydrate(&target) {
@@ -46,6 +61,8 @@ impl Indexing {
         self.shared.pending().follows = true;
         self.status.set_state(State::CatchingUp, "the index follows the view");
         let mut idle_since = Instant::now();
+        let mut keys_at_once = COMMIT_FIRST_KEYS.min(self.commit_max_keys);
+        let mut stopping = None;
         loop {
             let taken = {
                 let mut pending = self.shared.pending();
@@ -67,12 +84,16 @@ impl Indexing {
                 if nothing && (pending.ended || self.status.state() == State::Failed) {
                     return Ok(());
                 }
-                (!nothing).then(|| Pending {
-                    changes: std::mem::take(&mut pending.changes),
-                    commits_ms: std::mem::take(&mut pending.commits_ms),
-                    position: pending.position.clone(),
-                    epoch: pending.epoch,
-                    ..Pending::default()
+                (!nothing).then(|| {
+                    // Shown before the lock is given back: the driver, which adds to it, shows it under the same lock.
+                    self.status.metrics().pending.set(0, self.pending_max_keys);
+                    Pending {
+                        changes: std::mem::take(&mut pending.changes),
+                        commits_ms: std::mem::take(&mut pending.commits_ms),
+                        position: pending.position.clone(),
+                        epoch: pending.epoch,
+                        ..Pending::default()
+                    }
                 })
             };
             let Some(taken) = taken else {
@@ -83,14 +104,25 @@ impl Indexing {
                 continue;
             };
             self.shared.changed.notify_all();
-            self.status.metrics().set_pending(0, self.pending_max_keys);
             self.indexer.announce(taken.epoch, &taken.position).map_err(|e| e.to_string())?;
             let mut changes: Vec<ViewChange> =
                 taken.changes.into_iter().map(|(key, row)| ViewChange { key, row }).collect();
             changes.sort_by(|a, b| a.key.cmp(&b.key));
             while !changes.is_empty() {
-                let rest = changes.split_off(changes.len().min(self.commit_max_keys));
+                if self.stop.load(Ordering::SeqCst) && stopping.get_or_insert_with(Instant::now).elapsed() > DRAIN_MAX {
+                    tracing::info!(keys = changes.len(), "changes are left for the next start");
+                    return Ok(());
+                }
+                let rest = changes.split_off(changes.len().min(keys_at_once));
+                let started = Instant::now();
                 self.commit(runtime, changes)?;
+                match started.elapsed() {
+                    took if took > COMMIT_TARGET => keys_at_once = (keys_at_once / 2).max(1),
+                    took if took < COMMIT_TARGET / 2 && !rest.is_empty() => {
+                        keys_at_once = (keys_at_once * 2).min(self.commit_max_keys);
+                    }
+                    _ => {}
+                }
                 changes = rest;
                 if !changes.is_empty() {
                     runtime.block_on(self.indexer.publish(None)).map_err(|e| e.to_string())?;
@@ -155,11 +187,14 @@ impl Indexing {
         Ok(did)
     }
 
-    /// Live once the index holds all that the source had when it was last asked.
+    /// Live once the index holds all that was read, or there is nothing to read.
     fn live_if_caught_up(&self) {
-        let state = self.status.state();
+        if self.status.state_beneath() != State::CatchingUp {
+            return;
+        }
         let read = self.shared.read.lock().expect("no holder of this lock panics").clone();
-        if matches!(state, State::CatchingUp) && self.status.position().covers(&read) && !read.is_empty() {
+        let holds_all = if read.is_empty() { self.status.is_level() } else { self.status.position().covers(&read) };
+        if holds_all {
             self.status.set_state(State::Live, "the index holds what was read");
         }
     }

@@ -64,8 +64,9 @@ impl Reading {
                 next_lag = Instant::now() + LAG_EVERY;
             }
             let Some(polled) = self.retry(|| source.poll(POLL).map_err(Trouble::from))? else { break };
-            let Some(batch) = polled else { continue };
             let metrics = self.status.metrics();
+            metrics.source_queue.set(source.queued_bytes(), self.config.kafka.queue_max_bytes);
+            let Some(batch) = polled else { continue };
             metrics.source_messages.inc_by(batch.messages.len() as u64);
             metrics.source_bytes.inc_by(batch.bytes.len() as u64);
             let Some(n) = self.config.sources.iter().position(|s| s.topic == batch.partition.topic) else { continue };
@@ -77,6 +78,7 @@ impl Reading {
             metrics.count_events(&decoded.counts);
             decoded.rejects.iter().for_each(|r| metrics.count_reject(r.rule));
             self.shared.read.lock().expect("no holder of this lock panics").advance(&decoded.partition, decoded.end);
+            self.shared.count_decoded(1, metrics);
             // A full queue is the bound at work: the source waits.
             loop {
                 match send.try_send(decoded) {
@@ -114,23 +116,23 @@ impl Reading {
     /// Tries until it works; `None` when the service is to stop. Waiting is said once and over when it works again.
     fn retry<T>(&self, mut work: impl FnMut() -> Result<T, Trouble>) -> Result<Option<T>, String> {
         let mut backoff = Duration::from_millis(50);
-        let mut before = None;
+        let mut waiting = false;
         loop {
             match work() {
                 Ok(done) => {
-                    if let Some((state, why)) = before {
+                    if waiting {
                         tracing::info!("the peer answers again");
-                        self.status.set_state(state, why);
+                        self.status.set_waiting(None);
                     }
                     return Ok(Some(done));
                 }
                 Err(trouble) if !trouble.passing => return Err(trouble.reason),
                 Err(trouble) => {
-                    if before.is_none() {
+                    if !waiting {
                         tracing::warn!(reason = trouble.reason, "waiting for a peer");
-                        before = Some(self.status.state_and_why());
+                        waiting = true;
                     }
-                    self.status.set_state(State::Waiting, trouble.reason);
+                    self.status.set_waiting(Some(trouble.reason));
                 }
             }
             let until = Instant::now() + backoff;

@@ -77,6 +77,26 @@ impl EventOp {
     }
 }
 
+/// What a bounded queue holds, in its own unit and as a share of its bound.
+#[derive(Debug)]
+pub struct Queue {
+    held: IntGauge,
+    fill: Gauge,
+}
+
+impl Queue {
+    /// To be called by one thread at a time, so that what is shown last is what was true last.
+    pub fn set(&self, held: usize, bound: usize) {
+        self.held.set(held as i64);
+        self.fill.set(held as f64 / bound.max(1) as f64);
+    }
+
+    /// What it held when it was last looked at.
+    pub fn held(&self) -> i64 {
+        self.held.get()
+    }
+}
+
 /// The process's metrics. Counters are public: adding to one is an atomic addition. What has labels is counted through a
 /// method that takes the enum.
 #[derive(Debug)]
@@ -111,14 +131,16 @@ pub struct Metrics {
     pub searches_running: IntGauge,
     /// Requests that were refused because `serve.concurrency_max` was reached.
     pub searches_refused: IntCounter,
+    /// The queues, in the order in which data moves. The consumer's is what librdkafka has said last, which it does once a second.
+    pub source_queue: Queue,
+    pub decoded: Queue,
+    pub pending: Queue,
 
     embed_batch_fill: Histogram,
     embed_batch_seconds: Histogram,
     freshness_seconds: Histogram,
     events: Vec<IntCounter>,
     rejects: Vec<IntCounter>,
-    pending_keys: IntGauge,
-    pending_fill: Gauge,
     states: IntGaugeVec,
     lag: IntGaugeVec,
     /// The partitions that `lag` has a series for, so that one that is gone stops being shown.
@@ -169,6 +191,25 @@ impl Metrics {
             queries_computed: r.counter("freshet_queries_computed_total", "Query texts that went through the model"),
             searches_running: r.gauge("freshet_searches_running_requests", "Requests that are reading the index now"),
             searches_refused: r.counter("freshet_searches_refused_total", "Requests refused by the concurrency limit"),
+            source_queue: Queue {
+                held: r
+                    .gauge("freshet_source_queue_bytes", "Bytes that were fetched from Kafka and wait for the decoder"),
+                fill: r.float_gauge(
+                    "freshet_source_queue_fill_ratio",
+                    "Bytes that wait for the decoder as a share of kafka.queue_max_bytes",
+                ),
+            },
+            decoded: Queue {
+                held: r.gauge("freshet_decoded_batches", "Decoded batches that wait for the dataflow"),
+                fill: r.float_gauge(
+                    "freshet_decoded_fill_ratio",
+                    "Decoded batches that wait as a share of engine.decoded_max_batches",
+                ),
+            },
+            pending: Queue {
+                held: r.gauge("freshet_pending_keys", "Changed keys that wait for the indexer"),
+                fill: r.float_gauge("freshet_pending_fill_ratio", "Waiting keys as a share of engine.pending_max_keys"),
+            },
             embed_batch_fill: r.histogram(
                 "freshet_embed_batch_fill_ratio",
                 "Real tokens of a batch as a share of what embed.batch_max_tokens allows",
@@ -186,9 +227,6 @@ impl Metrics {
             ),
             events: EventOp::ALL.iter().map(|op| events.with_label_values(&[op.name()])).collect(),
             rejects: Rule::ALL.iter().map(|rule| rejects.with_label_values(&[rule.name()])).collect(),
-            pending_keys: r.gauge("freshet_pending_keys", "Changed keys that wait for the indexer"),
-            pending_fill: r
-                .float_gauge("freshet_pending_fill_ratio", "Waiting keys as a share of engine.pending_max_keys"),
             states,
             lag: r.gauges(
                 "freshet_lag_events",
@@ -231,12 +269,6 @@ impl Metrics {
     /// Rejects of one rule so far.
     pub fn rejects(&self, rule: Rule) -> u64 {
         self.rejects[rule as usize].get()
-    }
-
-    /// Changed keys that wait for the indexer, and the bound on them.
-    pub fn set_pending(&self, keys: usize, bound: usize) {
-        self.pending_keys.set(keys as i64);
-        self.pending_fill.set(keys as f64 / bound.max(1) as f64);
     }
 
     /// One batch in the model: real tokens, padding, what the batch may hold, and how long it took.
@@ -408,11 +440,22 @@ mod tests {
     }
 
     #[test]
-    fn waiting_keys_are_shown_with_their_share_of_the_bound() {
+    fn a_queue_is_shown_with_its_share_of_the_bound() {
         let metrics = Metrics::new();
-        metrics.set_pending(50, 200);
+        metrics.pending.set(50, 200);
+        metrics.decoded.set(16, 16);
+        metrics.source_queue.set(1 << 20, 64 << 20);
+        assert_eq!(metrics.pending.held(), 50);
         let text = metrics.render().unwrap();
-        assert!(text.contains("freshet_pending_keys 50"), "{text}");
-        assert!(text.contains("freshet_pending_fill_ratio 0.25"), "{text}");
+        for line in [
+            "freshet_pending_keys 50",
+            "freshet_pending_fill_ratio 0.25",
+            "freshet_decoded_batches 16",
+            "freshet_decoded_fill_ratio 1",
+            "freshet_source_queue_bytes 1048576",
+            "freshet_source_queue_fill_ratio 0.015625",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in {text}");
+        }
     }
 }

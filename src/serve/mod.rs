@@ -15,6 +15,8 @@ mod queries;
 mod request;
 pub mod server;
 pub mod status;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};

@@ -58,8 +58,12 @@ pub struct Status {
 
 #[derive(Debug)]
 struct Now {
+    /// What the engine does as far as it depends on itself: never [`State::Waiting`].
     state: State,
     why: String,
+    /// Why it has to wait for a peer meanwhile.
+    waiting: Option<String>,
+    /// Since when the state is what is shown.
     since: Instant,
     epoch: Epoch,
     position: Position,
@@ -71,12 +75,23 @@ struct Now {
     tests: Vec<(TestOutput, i64)>,
 }
 
+impl Now {
+    /// The state as it is shown. Whoever waits is still where it was before, and goes on from there; a failure is not waited for.
+    fn shown(&self) -> (State, &str) {
+        match &self.waiting {
+            Some(why) if self.state != State::Failed => (State::Waiting, why),
+            _ => (self.state, &self.why),
+        }
+    }
+}
+
 impl Status {
     pub fn new(metrics: Arc<Metrics>) -> Status {
         let started = Instant::now();
         let now = Now {
             state: State::Hydrating,
             why: "the service is starting".into(),
+            waiting: None,
             since: started,
             epoch: Epoch(0),
             position: Position::default(),
@@ -100,29 +115,47 @@ impl Status {
 
     /// The state and one sentence why. [`State::Live`] also makes the service ready. A failure is final: it keeps its reason.
     pub fn set_state(&self, state: State, why: impl Into<String>) {
-        let mut now = self.now();
-        if now.state == State::Failed {
-            return;
-        }
-        if now.state != state {
-            now.since = Instant::now();
-        }
-        now.state = state;
-        now.why = why.into();
-        self.metrics.set_state(state);
+        assert!(state != State::Waiting, "waiting lies over a state and is said with set_waiting");
+        self.change(|now| {
+            if now.state != State::Failed {
+                (now.state, now.why) = (state, why.into());
+            }
+        });
         if state == State::Live {
             self.set_ready();
         }
     }
 
+    /// Says why the engine has to wait for a peer, or that it no longer has to. Whatever it was doing goes on beneath.
+    pub fn set_waiting(&self, why: Option<String>) {
+        self.change(|now| now.waiting = why);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Now)) {
+        let mut now = self.now();
+        let before = now.shown().0;
+        change(&mut now);
+        let after = now.shown().0;
+        if before != after {
+            now.since = Instant::now();
+            self.metrics.set_state(after);
+        }
+    }
+
     pub fn state(&self) -> State {
+        self.now().shown().0
+    }
+
+    /// What the engine does, whether it has to wait meanwhile or not.
+    pub fn state_beneath(&self) -> State {
         self.now().state
     }
 
     /// The state with its reason.
     pub fn state_and_why(&self) -> (State, String) {
         let now = self.now();
-        (now.state, now.why.clone())
+        let (state, why) = now.shown();
+        (state, why.to_string())
     }
 
     /// Says that answers are worth having although the engine is not live yet: the index reflects what it did before a restart.
@@ -177,6 +210,12 @@ impl Status {
         self.now().tests = tests;
     }
 
+    /// Whether the partitions were looked at, and had nothing that is not searchable yet.
+    pub fn is_level(&self) -> bool {
+        let now = self.now();
+        !now.lag.is_empty() && now.lag.values().all(|events| *events == 0)
+    }
+
     /// Events of all partitions that are not searchable yet.
     pub fn lag_total(&self) -> u64 {
         self.now().lag.values().sum()
@@ -206,9 +245,10 @@ impl Status {
         let freshness = self.freshness_json();
         let m = &self.metrics;
         let now = self.now();
+        let (state, why) = now.shown();
         json!({
-            "state": now.state.name(),
-            "why": now.why,
+            "state": state.name(),
+            "why": why,
             "state_s": now.since.elapsed().as_secs(),
             "ready": self.ready.load(Ordering::Relaxed) && now.state != State::Failed,
             "version": env!("CARGO_PKG_VERSION"),
@@ -330,8 +370,28 @@ mod tests {
         status.set_state(State::CatchingUp, "reading the backlog");
         assert!(!status.is_ready());
         status.set_state(State::Live, "caught up");
-        status.set_state(State::Waiting, "the broker is away");
+        status.set_waiting(Some("the broker is away".into()));
         assert!(status.is_ready());
+    }
+
+    #[test]
+    fn waiting_lies_over_what_goes_on_beneath() {
+        let status = status();
+        let shown = |state: State| {
+            let text = status.metrics().render().unwrap();
+            text.contains(&format!(r#"freshet_state_info{{state="{}"}} 1"#, state.name()))
+        };
+        status.set_waiting(Some("the registry is away".into()));
+        assert_eq!(status.state_and_why(), (State::Waiting, "the registry is away".into()));
+        assert!(shown(State::Waiting) && !shown(State::Hydrating));
+        status.set_state(State::CatchingUp, "the index follows the view");
+        assert_eq!((status.state(), status.state_beneath()), (State::Waiting, State::CatchingUp));
+        status.set_waiting(None);
+        assert_eq!(status.state_and_why(), (State::CatchingUp, "the index follows the view".into()));
+        assert!(shown(State::CatchingUp) && !shown(State::Waiting));
+        status.set_waiting(Some("the broker is away".into()));
+        status.set_state(State::Failed, "the disk is full");
+        assert_eq!(status.state_and_why(), (State::Failed, "the disk is full".into()));
     }
 
     #[test]

@@ -5,12 +5,15 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
+use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::{Error, MessageBatch, Source, Watermarks};
@@ -23,12 +26,27 @@ const BATCH_MAX_BYTES: usize = 2 << 20;
 const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub struct KafkaSource {
-    consumer: BaseConsumer,
+    consumer: BaseConsumer<Reported>,
     brokers: String,
     topics: Vec<Arc<str>>,
     /// What polling took beyond one partition's batch, by partition.
     ready: HashMap<(usize, i32), MessageBatch>,
 }
+
+/// What librdkafka reports of itself.
+#[derive(Default)]
+struct Reported {
+    queued_bytes: AtomicU64,
+}
+
+impl ClientContext for Reported {
+    fn stats(&self, statistics: Statistics) {
+        let partitions = statistics.topics.values().flat_map(|topic| topic.partitions.values());
+        self.queued_bytes.store(partitions.map(|p| p.fetchq_size).sum(), Ordering::Relaxed);
+    }
+}
+
+impl ConsumerContext for Reported {}
 
 impl KafkaSource {
     pub fn new(config: &config::Kafka, topics: &[Arc<str>]) -> Result<KafkaSource, Error> {
@@ -39,7 +57,8 @@ impl KafkaSource {
             .set("fetch.wait.max.ms", "20")
             .set("reconnect.backoff.max.ms", "1000")
             .set("fetch.error.backoff.ms", "100")
-            .set("topic.metadata.refresh.interval.ms", "10000");
+            .set("topic.metadata.refresh.interval.ms", "10000")
+            .set("statistics.interval.ms", "1000");
         for (key, value) in &config.options {
             client.set(key, value);
         }
@@ -57,9 +76,14 @@ impl KafkaSource {
             .set_log_level(RDKafkaLogLevel::Error);
         let brokers = config.bootstrap_servers.clone();
         let consumer = client
-            .create()
+            .create_with_context(Reported::default())
             .map_err(|e: KafkaError| Error::Fatal { brokers: brokers.clone(), reason: e.to_string() })?;
         Ok(KafkaSource { consumer, brokers, topics: topics.to_vec(), ready: HashMap::new() })
+    }
+
+    /// Bytes that were fetched and not yet polled, as of librdkafka's last report: polling delivers one every second.
+    pub fn queued_bytes(&self) -> usize {
+        self.consumer.context().queued_bytes.load(Ordering::Relaxed) as usize
     }
 
     fn error(&self, error: &KafkaError) -> Error {

@@ -158,4 +158,29 @@ mod tests {
         producer.send("t", 0, None, Some(b"b")).unwrap();
         assert_eq!(read(&mut source, 1), [(0, 1, Some(b"b".to_vec()))]);
     }
+
+    #[test]
+    fn what_was_fetched_and_not_polled_is_reported() {
+        const MESSAGE: [u8; 10_000] = [7; 10_000];
+        let broker = Broker::start(&[("t", 1)]).unwrap();
+        let producer = Producer::new(&broker.bootstrap_servers()).unwrap();
+        let mut source = source(&broker);
+        source.seek(&Position::default()).unwrap();
+        let (mut sent, mut taken, started) = (0, 0, Instant::now());
+        let mut poll = |taken: &mut usize| {
+            assert!(started.elapsed() < Duration::from_secs(30), "{} bytes are said to wait", source.queued_bytes());
+            *taken += source.poll(Duration::from_millis(10)).unwrap().map_or(0, |batch| batch.messages.len());
+            source.queued_bytes()
+        };
+        // Traffic that never stops, and never runs more than 2 MB ahead, which the broker would not keep.
+        while poll(&mut taken) == 0 {
+            while sent - taken < 200 {
+                producer.send("t", 0, None, Some(&MESSAGE)).unwrap();
+                sent += 1;
+            }
+        }
+        while taken < sent || poll(&mut taken) > 0 {
+            poll(&mut taken);
+        }
+    }
 }

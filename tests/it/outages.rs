@@ -1,0 +1,118 @@
+//! Peers that are away for a while: the service waits and says so, loses nothing and sets nothing aside.
+
+use serde_json::{Value, json};
+
+use super::connector::{TOPIC, Writer, envelope, event};
+use super::running::{Items, Running, item_fields, items, row, until};
+
+fn writer(case: &Items, extra: &str) -> Writer {
+    let mut fields = item_fields();
+    fields.as_array_mut().unwrap().push(json!({"name": extra, "type": ["null", "string"], "default": null}));
+    Writer::new(&case.registry, &format!("{TOPIC}-value"), &envelope(&fields))
+}
+
+fn put(case: &mut Items, writer: &Writer, id: i64, name: &str) {
+    let value = writer.message(event("c", Value::Null, row(id, name, None, id)));
+    case.connector.send(id, Some(value));
+}
+
+/// Until it waits, for a reason that names the peer.
+async fn waits_for(running: &Running, peer: &str) {
+    until(&format!("waiting for {peer}"), async || {
+        let (state, why) = running.state().await;
+        state == "waiting" && why.contains(peer)
+    })
+    .await;
+    let metrics = running.service().status().metrics().render().unwrap();
+    assert!(metrics.contains(r#"freshet_state_info{state="waiting"} 1"#), "{metrics}");
+}
+
+async fn nothing_was_set_aside(running: &Running) {
+    let told = running.status().await;
+    assert_eq!(told["quarantine"], json!({"open": 0, "total": 0}));
+    assert!(told["decode"]["rejects"].as_object().unwrap().values().all(|n| *n == 0), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_that_are_away_are_waited_for() {
+    let mut case = Items::new("debezium").await;
+    let first = writer(&case, "first");
+    put(&mut case, &first, 1, "an anchor");
+    case.connector.flush();
+
+    // Both are away when the service starts. It is there all the same, and says that it is not ready.
+    case.broker.set_down(true).unwrap();
+    case.registry.set_down(true);
+    let running = case.start().await;
+    waits_for(&running, &case.broker.bootstrap_servers()).await;
+    assert_eq!(running.get("/healthz").await.0, 200);
+    assert_eq!(running.get("/readyz").await.0, 503);
+    case.broker.set_down(false).unwrap();
+    waits_for(&running, &case.registry.url()).await;
+    case.registry.set_down(false);
+    running.reflects(&case.connector).await;
+    until("live", async || running.state().await.0 == "live").await;
+    assert_eq!(running.get("/readyz").await.0, 200);
+
+    // The registry goes, and a schema comes that nobody has asked for yet. What it has told already needs no registry.
+    case.registry.set_down(true);
+    put(&mut case, &first, 2, "a buoy");
+    running.reflects(&case.connector).await;
+    let second = writer(&case, "second");
+    put(&mut case, &second, 3, "a capstan");
+    put(&mut case, &first, 5, "a davit");
+    case.connector.flush();
+    waits_for(&running, &case.registry.url()).await;
+    let (code, found) = running.post("/v1/search", json!({"query": "a buoy", "k": 1})).await;
+    assert_eq!((code, &found["hits"][0]["key"]), (200, &json!(2)), "searches go on");
+    assert_eq!(running.get("/readyz").await.0, 200, "what the index holds is worth having");
+    case.registry.set_down(false);
+    running.reflects(&case.connector).await;
+    until("live", async || running.state().await.0 == "live").await;
+
+    // The broker goes; what is written meanwhile waits at its writer and comes when it is back.
+    case.broker.set_down(true).unwrap();
+    put(&mut case, &first, 4, "a cleat");
+    waits_for(&running, &case.broker.bootstrap_servers()).await;
+    let (code, found) = running.post("/v1/search", json!({"query": "a davit", "k": 1})).await;
+    assert_eq!((code, &found["hits"][0]["key"]), (200, &json!(5)), "searches go on");
+    case.broker.set_down(false).unwrap();
+    running.reflects(&case.connector).await;
+    until("live", async || running.state().await.0 == "live").await;
+
+    let all = items([
+        (1, "an anchor", None, 1),
+        (2, "a buoy", None, 2),
+        (3, "a capstan", None, 3),
+        (4, "a cleat", None, 4),
+        (5, "a davit", None, 5),
+    ]);
+    assert_eq!(running.items().await, all);
+    nothing_was_set_aside(&running).await;
+    running.stop().await;
+}
+
+/// A service that is stopped while it waits ends all the same, and the next one finds everything.
+#[tokio::test(flavor = "multi_thread")]
+async fn waiting_does_not_hold_up_the_end() {
+    let mut case = Items::new("debezium").await;
+    let first = writer(&case, "first");
+    put(&mut case, &first, 1, "an anchor");
+    let running = case.start().await;
+    running.reflects(&case.connector).await;
+    case.registry.set_down(true);
+    let second = writer(&case, "second");
+    put(&mut case, &second, 2, "a buoy");
+    case.connector.flush();
+    waits_for(&running, &case.registry.url()).await;
+    running.stop().await;
+
+    let running = case.start().await;
+    waits_for(&running, &case.registry.url()).await;
+    assert_eq!(running.items().await, items([(1, "an anchor", None, 1)]), "served while it waits");
+    case.registry.set_down(false);
+    running.reflects(&case.connector).await;
+    assert_eq!(running.items().await, items([(1, "an anchor", None, 1), (2, "a buoy", None, 2)]));
+    nothing_was_set_aside(&running).await;
+    running.stop().await;
+}

@@ -1,0 +1,188 @@
+//! The service in this process, spoken to over its sockets, as its users do.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use freshet::config::Config;
+use freshet::embed::{self, BatchStats, ModelId, TextEmbedder};
+use freshet::engine::Service;
+use freshet::source::embedded::{Broker, Registry};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde_json::{Map, Value, json};
+
+use super::connector::{Connector, PARTITIONS, TOPIC};
+use super::folder::{Folder, ITEMS, Of, item_contract};
+
+/// A hang becomes a failure after this; nothing is measured by it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Looks until it holds.
+pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let started = Instant::now();
+    while !holds().await {
+        assert!(started.elapsed() < PATIENCE, "{what} did not come about within {} s", PATIENCE.as_secs());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A broker, a registry, a connector and a folder for the table of items, in Avro with Debezium's envelope.
+pub struct Items {
+    pub broker: Broker,
+    pub registry: Registry,
+    pub connector: Connector,
+    pub folder: Folder,
+}
+
+impl Items {
+    pub async fn new(envelope: &'static str) -> Items {
+        let broker = Broker::start(&[(TOPIC, PARTITIONS)]).unwrap();
+        let registry = Registry::start().await.unwrap();
+        let connector = Connector::new(&broker, &registry);
+        let source = Of { topic: TOPIC.into(), format: "avro", envelope, key: vec!["id"], contract: item_contract() };
+        Items { broker, registry, connector, folder: Folder::new(&source, ITEMS, "id", "text") }
+    }
+
+    pub fn config(&self) -> Config {
+        self.folder.config(&self.broker.bootstrap_servers(), &self.registry.url())
+    }
+
+    /// The service with a stand-in for the model: these tests are about what happens to rows.
+    pub async fn start(&self) -> Running {
+        Running::start_with_stand_in(self.config()).await
+    }
+}
+
+/// Vectors that are drawn from their texts alone, as the model's are, and mean nothing.
+struct StandIn(ModelId);
+
+impl StandIn {
+    const DIMENSION: usize = 384;
+
+    fn vector(text: &str) -> Vec<f32> {
+        let mut hasher = DefaultHasher::new();
+        text.hash(&mut hasher);
+        let mut rng = StdRng::seed_from_u64(hasher.finish());
+        let raw: Vec<f32> = (0..Self::DIMENSION).map(|_| rng.random_range(-1.0..1.0)).collect();
+        let length = raw.iter().map(|x| x * x).sum::<f32>().sqrt();
+        raw.into_iter().map(|x| x / length).collect()
+    }
+}
+
+impl TextEmbedder for StandIn {
+    fn model_id(&self) -> &ModelId {
+        &self.0
+    }
+
+    fn dimension(&self) -> usize {
+        Self::DIMENSION
+    }
+
+    fn embed(&self, texts: &[&str], _: &mut dyn FnMut(BatchStats)) -> Result<Vec<Vec<f32>>, embed::Error> {
+        Ok(texts.iter().map(|text| Self::vector(text)).collect())
+    }
+}
+
+pub struct Running {
+    service: Service,
+    client: reqwest::Client,
+}
+
+impl Running {
+    pub async fn start(config: Config) -> Running {
+        let service = Service::start(config, Arc::new(|_| ())).await.unwrap();
+        Running { service, client: reqwest::Client::new() }
+    }
+
+    pub async fn start_with_stand_in(config: Config) -> Running {
+        let stand_in: Arc<dyn TextEmbedder> = Arc::new(StandIn(ModelId("stand-in".into())));
+        let service = Service::start_with(config, async { Ok(stand_in) }, Arc::new(|_| ())).await.unwrap();
+        Running { service, client: reqwest::Client::new() }
+    }
+
+    pub fn service(&self) -> &Service {
+        &self.service
+    }
+
+    pub async fn stop(self) {
+        self.service.stop().await;
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.service.address())
+    }
+
+    pub async fn get(&self, path: &str) -> (u16, Value) {
+        let answer = self.client.get(self.url(path)).send().await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> (u16, Value) {
+        let answer = self.client.post(self.url(path)).body(body.to_string()).send().await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
+    }
+
+    pub async fn status(&self) -> Value {
+        self.get("/v1/status").await.1
+    }
+
+    /// The state, and why.
+    pub async fn state(&self) -> (String, String) {
+        let status = self.status().await;
+        (status["state"].as_str().unwrap().into(), status["why"].as_str().unwrap().into())
+    }
+
+    /// Waits until searches reflect everything that the connector has sent.
+    pub async fn reflects(&self, connector: &Connector) {
+        connector.flush();
+        until(&format!("{:?} of {TOPIC}", connector.end()), async || {
+            let status = self.status().await;
+            assert_ne!(status["state"], "failed", "{}", status["why"]);
+            let at = &status["position"][TOPIC];
+            connector.end().iter().all(|(partition, next)| at[partition.to_string()].as_i64() >= Some(*next))
+        })
+        .await;
+    }
+
+    /// Every row that a search can find, by key; the index read back.
+    pub async fn rows(&self) -> BTreeMap<i64, Map<String, Value>> {
+        let mut direction = vec![0.0; StandIn::DIMENSION];
+        direction[0] = 1.0;
+        let (code, found) = self.post("/v1/search", json!({"vector": direction, "k": 1000})).await;
+        assert_eq!(code, 200, "{found}");
+        let hits = found["hits"].as_array().unwrap();
+        let rows: BTreeMap<i64, Map<String, Value>> =
+            hits.iter().map(|h| (h["key"].as_i64().unwrap(), h["row"].as_object().unwrap().clone())).collect();
+        assert_eq!(rows.len(), hits.len(), "a key is found twice");
+        assert_eq!(self.service.status().metrics().index_rows.get(), rows.len() as i64);
+        rows
+    }
+
+    /// The items that a search can find.
+    pub async fn items(&self) -> BTreeMap<i64, Item> {
+        let item = |row: &Map<String, Value>| {
+            let note = row["note"].as_str().map(Into::into);
+            (row["name"].as_str().unwrap().into(), note, row["stock"].as_i64().unwrap())
+        };
+        self.rows().await.iter().map(|(key, row)| (*key, item(row))).collect()
+    }
+}
+
+/// Name, note, stock.
+pub type Item = (String, Option<String>, i64);
+
+pub fn items<const N: usize>(rows: [(i64, &str, Option<&str>, i64); N]) -> BTreeMap<i64, Item> {
+    rows.into_iter().map(|(id, name, note, stock)| (id, (name.into(), note.map(Into::into), stock))).collect()
+}
+
+/// A row as a writer gives it.
+pub fn row(id: i64, name: &str, note: Option<&str>, stock: i64) -> Value {
+    json!({"id": id, "name": name, "note": note, "stock": stock})
+}
+
+/// The fields that writers of items begin with: the contract's.
+pub fn item_fields() -> Value {
+    item_contract()["fields"].clone()
+}
