@@ -198,7 +198,6 @@ impl Service {
             shared: shared.clone(),
             commit_max_keys: config.index.commit_max_keys,
             pending_max_keys: config.engine.pending_max_keys,
-            batch_max_tokens: config.embed.batch_max_tokens,
             progress,
         };
         threads.push(spawn("indexer", Box::new(move || indexing.run(&runtime, &target))).map_err(failed)?);
@@ -243,11 +242,10 @@ impl EmbedQuery for QueryEmbedder {
     fn embed_query<'a>(&'a self, text: &'a str) -> BoxFuture<'a, Result<Vec<f32>, SearchError>> {
         let (embedder, text) = (self.0.clone(), text.to_string());
         async move {
-            let done = tokio::task::spawn_blocking(move || embedder.embed(&[&text], &mut |_| ())).await;
-            let vectors = done
+            tokio::task::spawn_blocking(move || embedder.embed_query(&text))
+                .await
                 .map_err(|e| SearchError::Internal(e.to_string()))?
-                .map_err(|e| SearchError::Internal(e.to_string()))?;
-            vectors.into_iter().next().ok_or_else(|| SearchError::Internal("the model gave no vector".into()))
+                .map_err(|e| SearchError::Internal(e.to_string()))
         }
         .boxed()
     }

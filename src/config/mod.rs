@@ -164,7 +164,7 @@ pub struct Embed {
     pub device: DeviceChoice,
     /// Tokens of one text that count, special tokens included.
     pub text_max_tokens: usize,
-    /// Tokens of one batch, padding included.
+    /// Tokens of one batch on the CPU. On a GPU the memory that is free sizes batches.
     pub batch_max_tokens: usize,
     /// Folder of the embedding store.
     pub store: PathBuf,

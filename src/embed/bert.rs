@@ -1,42 +1,20 @@
-//! BERT's encoder on candle, with the pooling of sentence-transformers: the mean over a text's tokens, normalised.
+//! The GPU's encoder: BERT on candle, over texts that are padded to the longest of their batch.
 //!
 //! The invariant: padding takes no part: it is masked in the attention and left out of the mean.
 
-use candle_core::{D, DType, Result, Tensor};
-use candle_nn::{Embedding, LayerNorm, Linear, Module, VarBuilder, ops};
+use candle_core::{D, DType, Device, Result, Tensor};
+use candle_nn::{Embedding, LayerNorm, Linear, Module, ops};
 
-/// The part of a model's `config.json` that the encoder follows.
-#[derive(Clone, Debug, serde::Deserialize)]
-pub(super) struct BertConfig {
-    pub model_type: String,
-    pub vocab_size: usize,
-    pub hidden_size: usize,
-    pub num_hidden_layers: usize,
-    pub num_attention_heads: usize,
-    pub intermediate_size: usize,
-    pub hidden_act: String,
-    pub max_position_embeddings: usize,
-    pub type_vocab_size: usize,
-    pub layer_norm_eps: f64,
-    #[serde(default)]
-    pub position_embedding_type: Option<String>,
-}
-
-#[derive(Clone, Copy)]
-enum Activation {
-    /// With the error function, as BERT has it.
-    Gelu,
-    GeluTanh,
-    Relu,
-}
+use super::batch::Footprint;
+use super::weights::{Activation, Affine, LayerWeights, Weights};
 
 pub(super) struct Bert {
     words: Embedding,
-    /// Positions, with the type of the first (and only) sentence added.
     positions: Tensor,
     norm: LayerNorm,
     layers: Vec<Layer>,
-    dimension: usize,
+    footprint: Footprint,
+    device: Device,
 }
 
 struct Layer {
@@ -52,26 +30,44 @@ struct Layer {
 }
 
 impl Bert {
-    pub fn new(config: &BertConfig, vb: VarBuilder<'_>) -> Result<Bert> {
-        let vb = if vb.contains_tensor("bert.embeddings.word_embeddings.weight") { vb.pp("bert") } else { vb };
-        let (hidden, e) = (config.hidden_size, vb.pp("embeddings"));
-        let words = Embedding::new(e.get((config.vocab_size, hidden), "word_embeddings.weight")?, hidden);
-        let positions = e.get((config.max_position_embeddings, hidden), "position_embeddings.weight")?;
-        let types = e.get((config.type_vocab_size, hidden), "token_type_embeddings.weight")?;
-        let positions = positions.broadcast_add(&types.narrow(0, 0, 1)?)?;
-        let norm = norm(config, &e.pp("LayerNorm"))?;
-        let layers = (0..config.num_hidden_layers)
-            .map(|n| Layer::new(config, &vb.pp(format!("encoder.layer.{n}"))))
-            .collect::<Result<_>>()?;
-        Ok(Bert { words, positions, norm, layers, dimension: hidden })
+    pub fn new(weights: &Weights) -> Result<Bert> {
+        let hidden = weights.words.dim(1)?;
+        Ok(Bert {
+            words: Embedding::new(weights.words.clone(), hidden),
+            positions: weights.positions.clone(),
+            norm: norm(&weights.norm, weights.epsilon),
+            layers: weights.layers.iter().map(|layer| Layer::new(layer, weights)).collect(),
+            footprint: Footprint { hidden, inner: weights.inner, heads: weights.heads },
+            device: weights.words.device().clone(),
+        })
     }
 
-    pub fn dimension(&self) -> usize {
-        self.dimension
+    pub fn footprint(&self) -> Footprint {
+        self.footprint
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The vectors of texts, given as token ids.
+    pub fn embed(&self, texts: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
+        let longest = texts.iter().map(|t| t.len()).max().unwrap_or(0).max(1);
+        let mut ids = Vec::with_capacity(texts.len() * longest);
+        let mut mask = Vec::with_capacity(texts.len() * longest);
+        for text in texts {
+            ids.extend_from_slice(text);
+            mask.resize(ids.len(), 1_f32);
+            ids.resize(ids.len() + longest - text.len(), 0);
+            mask.resize(ids.len(), 0.0);
+        }
+        let ids = Tensor::from_vec(ids, (texts.len(), longest), &self.device)?;
+        let mask = Tensor::from_vec(mask, (texts.len(), longest), &self.device)?;
+        self.forward(&ids, &mask)?.to_vec2()
     }
 
     /// Token ids and mask, both texts x tokens, to normalised vectors, texts x dimension.
-    pub fn embed(&self, ids: &Tensor, mask: &Tensor) -> Result<Tensor> {
+    fn forward(&self, ids: &Tensor, mask: &Tensor) -> Result<Tensor> {
         let (_, tokens) = ids.dims2()?;
         let x = self.words.forward(ids)?.broadcast_add(&self.positions.narrow(0, 0, tokens)?)?;
         let mut x = self.norm.forward(&x)?;
@@ -80,42 +76,25 @@ impl Bert {
         for layer in &self.layers {
             x = layer.forward(&x, &bias)?;
         }
-        let weights = mask.unsqueeze(2)?;
-        let sum = x.broadcast_mul(&weights)?.sum(1)?;
-        let mean = sum.broadcast_div(&weights.sum(1)?)?;
-        let length = mean.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.clamp(1e-12, f64::MAX)?;
-        mean.broadcast_div(&length)?.to_dtype(DType::F32)
+        // Normalised, a sum is as good as a mean.
+        let sum = x.broadcast_mul(&mask.unsqueeze(2)?)?.sum(1)?;
+        let length = sum.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.clamp(1e-12, f64::MAX)?;
+        sum.broadcast_div(&length)?.to_dtype(DType::F32)
     }
 }
 
 impl Layer {
-    fn new(config: &BertConfig, vb: &VarBuilder<'_>) -> Result<Layer> {
-        let hidden = config.hidden_size;
-        let own = vb.pp("attention.self");
-        let part = |name: &str| {
-            Ok::<_, candle_core::Error>((
-                own.get((hidden, hidden), &format!("{name}.weight"))?,
-                own.get(hidden, &format!("{name}.bias"))?,
-            ))
-        };
-        let (q, k, v) = (part("query")?, part("key")?, part("value")?);
-        let qkv = Linear::new(Tensor::cat(&[q.0, k.0, v.0], 0)?, Some(Tensor::cat(&[q.1, k.1, v.1], 0)?));
-        let activation = match config.hidden_act.as_str() {
-            "gelu" => Activation::Gelu,
-            "gelu_new" | "gelu_pytorch_tanh" => Activation::GeluTanh,
-            "relu" => Activation::Relu,
-            other => candle_core::bail!("hidden_act {other:?} is not known"),
-        };
-        Ok(Layer {
-            qkv,
-            out: candle_nn::linear(hidden, hidden, vb.pp("attention.output.dense"))?,
-            attention_norm: norm(config, &vb.pp("attention.output.LayerNorm"))?,
-            up: candle_nn::linear(hidden, config.intermediate_size, vb.pp("intermediate.dense"))?,
-            down: candle_nn::linear(config.intermediate_size, hidden, vb.pp("output.dense"))?,
-            norm: norm(config, &vb.pp("output.LayerNorm"))?,
-            heads: config.num_attention_heads,
-            activation,
-        })
+    fn new(layer: &LayerWeights, weights: &Weights) -> Layer {
+        Layer {
+            qkv: linear(&layer.qkv),
+            out: linear(&layer.out),
+            attention_norm: norm(&layer.attention_norm, weights.epsilon),
+            up: linear(&layer.up),
+            down: linear(&layer.down),
+            norm: norm(&layer.norm, weights.epsilon),
+            heads: weights.heads,
+            activation: weights.activation,
+        }
     }
 
     fn forward(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
@@ -139,7 +118,10 @@ impl Layer {
     }
 }
 
-fn norm(config: &BertConfig, vb: &VarBuilder<'_>) -> Result<LayerNorm> {
-    let named = |new: &str, old: &str| vb.get(config.hidden_size, new).or_else(|_| vb.get(config.hidden_size, old));
-    Ok(LayerNorm::new(named("weight", "gamma")?, named("bias", "beta")?, config.layer_norm_eps))
+fn linear((weight, bias): &Affine) -> Linear {
+    Linear::new(weight.clone(), Some(bias.clone()))
+}
+
+fn norm((weight, bias): &Affine, epsilon: f64) -> LayerNorm {
+    LayerNorm::new(weight.clone(), bias.clone(), epsilon)
 }

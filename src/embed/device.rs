@@ -1,6 +1,6 @@
 //! The device that embeds: what GPUs there are (asked of the driver at run time, whatever this was built with), and which one is taken.
 
-use candle_core::Device;
+use candle_core::{Device, DeviceLocation};
 use cudarc::driver::CudaContext;
 
 use super::Error;
@@ -42,6 +42,16 @@ pub fn gpus() -> Result<Vec<Gpu>, String> {
             read().map_err(|e| format!("GPU {ordinal} does not answer: {e}"))
         })
         .collect()
+}
+
+/// The memory of a GPU that is free now.
+pub(super) fn free_bytes(device: &Device) -> Result<usize, Error> {
+    let DeviceLocation::Cuda { gpu_id } = device.location() else {
+        return Err(Error::Device { device: format!("{device:?}"), reason: "it has no memory of its own".into() });
+    };
+    CudaContext::new(gpu_id).and_then(|context| context.mem_get_info()).map(|(free, _)| free).map_err(|e| {
+        Error::Device { device: format!("cuda:{gpu_id}"), reason: format!("its free memory cannot be asked for: {e}") }
+    })
 }
 
 /// The device for a choice, and why it is that one.

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use tokenizers::{Tokenizer, TruncationParams};
 
 use super::ModelId;
-use super::bert::{Bert, BertConfig};
+use super::weights::{BertConfig, Weights};
 use crate::config;
 
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +76,7 @@ pub(super) fn open(
     files: &Files,
     config: &config::Embed,
     device: &Device,
-) -> Result<(Bert, Tokenizer, ModelId), Error> {
+) -> Result<(Weights, Tokenizer, ModelId), Error> {
     let read = |path: &Path| std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source });
     let format = |path: &Path, reason: String| Error::Format { path: path.into(), reason };
     let (config_bytes, tokenizer_bytes, weights) =
@@ -101,6 +101,11 @@ pub(super) fn open(
         return Err(format(&files.config, reason));
     }
     let mut tokenizer = Tokenizer::from_bytes(&tokenizer_bytes).map_err(|e| format(&files.tokenizer, e.to_string()))?;
+    let known = tokenizer.get_vocab_size(true);
+    if known > bert.vocab_size {
+        let reason = format!("it knows {known} tokens, more than the {} that the model has", bert.vocab_size);
+        return Err(format(&files.tokenizer, reason));
+    }
     // What the file says of padding and truncation is its author's taste; ours is to count the configured tokens and to pad nothing here.
     tokenizer.with_padding(None);
     let truncation = TruncationParams { max_length: config.text_max_tokens, ..TruncationParams::default() };
@@ -115,8 +120,8 @@ pub(super) fn open(
     }
     id.update(config.text_max_tokens.to_le_bytes());
     let vb = VarBuilder::from_buffered_safetensors(weights, DType::F32, device)?;
-    let model = Bert::new(&bert, vb).map_err(|e| format(&files.weights, e.to_string()))?;
-    Ok((model, tokenizer, ModelId(hex(&id.finalize()))))
+    let weights = Weights::read(&bert, vb).map_err(|e| format(&files.weights, e.to_string()))?;
+    Ok((weights, tokenizer, ModelId(hex(&id.finalize()))))
 }
 
 /// The licence that the model card beside the weights states (`license:` in its front matter).

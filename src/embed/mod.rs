@@ -1,25 +1,31 @@
 //! Embedding turns texts into vectors, in batches packed by tokens, and remembers every vector that it ever computed.
 //!
-//! The invariant: a vector depends on its text and the model alone, not on the batch that it was computed in; and a text that has a vector is
-//! never computed again.
+//! The invariant: a vector depends on its text and the model alone, not on the batch that it was computed in; a text that has a vector is
+//! never computed again; and a query does not wait for a batch.
 
+mod batch;
 mod bert;
+mod cpu;
 pub mod device;
 mod load;
+mod precedence;
 mod store;
 #[cfg(test)]
 pub(crate) mod tests;
 mod text_embedder;
+mod weights;
 
 use std::time::{Duration, Instant};
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use tokenizers::Tokenizer;
 
 pub use load::Error;
 pub use store::{EmbeddingStore, StoreError, TextHash};
 pub use text_embedder::TextEmbedder;
 
+use self::bert::Bert;
+use self::precedence::Precedence;
 use crate::config;
 
 /// What a vector's identity is drawn from: the weights, the tokenizer and how many tokens count; sha256, in hex.
@@ -31,18 +37,26 @@ pub struct ModelId(pub String);
 pub struct BatchStats {
     pub texts: usize,
     pub tokens: usize,
-    /// Tokens with the padding.
+    /// Tokens with the padding, of which a CPU needs none.
     pub padded_tokens: usize,
+    /// Tokens, with padding, that the batch could have held.
+    pub max_tokens: usize,
     pub took: Duration,
 }
 
 pub struct Embedder {
-    model: bert::Bert,
+    encoder: Encoder,
+    precedence: Precedence,
     tokenizer: Tokenizer,
     id: ModelId,
     licence: Option<String>,
-    device: Device,
+    dimension: usize,
     batch_max_tokens: usize,
+}
+
+enum Encoder {
+    Cpu(cpu::Encoder),
+    Gpu(Bert),
 }
 
 impl Embedder {
@@ -50,20 +64,25 @@ impl Embedder {
     pub fn load(config: &config::Embed) -> Result<Embedder, Error> {
         let files = load::find(config)?;
         let (device, _) = device::pick(config.device)?;
-        let (model, tokenizer, id) = load::open(&files, config, &device)?;
+        let (weights, tokenizer, id) = load::open(&files, config, &device)?;
+        let encoder = match device {
+            Device::Cpu => Encoder::Cpu(cpu::Encoder::new(&weights)?),
+            _ => Encoder::Gpu(Bert::new(&weights)?),
+        };
         Ok(Embedder {
-            model,
+            encoder,
+            precedence: Precedence::default(),
             tokenizer,
             id,
             licence: load::licence(&files),
-            device,
+            dimension: weights.words.dim(1)?,
             batch_max_tokens: config.batch_max_tokens,
         })
     }
 
     /// Numbers of a vector.
     pub fn dimension(&self) -> usize {
-        self.model.dimension()
+        self.dimension
     }
 
     pub fn model_id(&self) -> &ModelId {
@@ -75,71 +94,70 @@ impl Embedder {
         self.licence.as_deref()
     }
 
-    /// Embeds texts; the vectors come in their order. `progress` hears of each batch.
+    /// Embeds texts; the vectors come in their order. `progress` hears of each batch. Gives way to [`Embedder::embed_query`].
     pub fn embed(&self, texts: &[&str], progress: &mut dyn FnMut(BatchStats)) -> Result<Vec<Vec<f32>>, Error> {
         let encodings =
-            self.tokenizer.encode_batch(texts.to_vec(), true).map_err(|e| Error::Tokenize(e.to_string()))?;
+            self.tokenizer.encode_batch_fast(texts.to_vec(), true).map_err(|e| Error::Tokenize(e.to_string()))?;
         let ids: Vec<&[u32]> = encodings.iter().map(|e| e.get_ids()).collect();
         let mut order: Vec<usize> = (0..ids.len()).collect();
         // Neighbours in length share a batch, so that little of it is padding.
         order.sort_by_key(|i| std::cmp::Reverse(ids[*i].len()));
         let mut vectors = vec![Vec::new(); ids.len()];
-        let mut rest = order.as_slice();
-        while let Some(longest) = rest.first() {
-            let fit = (self.batch_max_tokens / ids[*longest].len().max(1)).clamp(1, rest.len());
-            let (batch, later) = rest.split_at(fit);
-            self.batch(batch, &ids, &mut vectors, progress)?;
-            rest = later;
+        let mut done = |batch: &[usize], computed: Vec<Vec<f32>>, stats: BatchStats| {
+            for (text, vector) in batch.iter().zip(computed) {
+                vectors[*text] = vector;
+            }
+            progress(stats);
+        };
+        match &self.encoder {
+            Encoder::Cpu(encoder) => {
+                for batch in batch::cut(order.iter().map(|i| ids[*i].len()), self.batch_max_tokens) {
+                    let (started, batch) = (Instant::now(), &order[batch]);
+                    let texts: Vec<&[u32]> = batch.iter().map(|i| ids[*i]).collect();
+                    let computed = encoder.embed(&texts, &self.precedence);
+                    let tokens = texts.iter().map(|t| t.len()).sum();
+                    let (padded_tokens, max_tokens) = (tokens, self.batch_max_tokens);
+                    let took = started.elapsed();
+                    done(batch, computed, BatchStats { texts: batch.len(), tokens, padded_tokens, max_tokens, took });
+                }
+            }
+            Encoder::Gpu(bert) => {
+                let free_bytes = device::free_bytes(bert.device())?;
+                let max_texts = |longest| bert.footprint().max_texts(longest, free_bytes);
+                let mut since = Instant::now();
+                batch::in_batches(
+                    &order,
+                    |i| ids[i].len(),
+                    max_texts,
+                    |batch| {
+                        self.precedence.give_way(since.elapsed());
+                        since = Instant::now();
+                        let texts: Vec<&[u32]> = batch.iter().map(|i| ids[*i]).collect();
+                        let computed = bert.embed(&texts)?;
+                        let tokens = texts.iter().map(|t| t.len()).sum();
+                        let longest = texts[0].len();
+                        let (padded_tokens, max_tokens) = (texts.len() * longest, max_texts(longest) * longest);
+                        let took = since.elapsed();
+                        done(
+                            batch,
+                            computed,
+                            BatchStats { texts: batch.len(), tokens, padded_tokens, max_tokens, took },
+                        );
+                        Ok(())
+                    },
+                )?;
+            }
         }
         Ok(vectors)
     }
 
-    /// A batch that does not fit into the device's memory is halved.
-    fn batch(
-        &self,
-        batch: &[usize],
-        ids: &[&[u32]],
-        to: &mut [Vec<f32>],
-        progress: &mut dyn FnMut(BatchStats),
-    ) -> Result<(), Error> {
-        let started = Instant::now();
-        match self.forward(batch, ids) {
-            Ok(vectors) => {
-                let tokens = batch.iter().map(|i| ids[*i].len()).sum();
-                let padded_tokens = batch.len() * batch.iter().map(|i| ids[*i].len()).max().unwrap_or(0);
-                for (i, vector) in batch.iter().zip(vectors) {
-                    to[*i] = vector;
-                }
-                progress(BatchStats { texts: batch.len(), tokens, padded_tokens, took: started.elapsed() });
-                Ok(())
-            }
-            Err(e) if batch.len() > 1 && is_out_of_memory(&e) => {
-                tracing::warn!(texts = batch.len(), "the device is out of memory; the batch is halved");
-                let (left, right) = batch.split_at(batch.len() / 2);
-                self.batch(left, ids, to, progress)?;
-                self.batch(right, ids, to, progress)
-            }
-            Err(e) => Err(e.into()),
+    /// Embeds one text now: before whatever [`Embedder::embed`] is doing.
+    pub fn embed_query(&self, text: &str) -> Result<Vec<f32>, Error> {
+        let encoding = self.tokenizer.encode_fast(text, true).map_err(|e| Error::Tokenize(e.to_string()))?;
+        let _running = self.precedence.query();
+        match &self.encoder {
+            Encoder::Cpu(encoder) => Ok(encoder.embed_one(encoding.get_ids())),
+            Encoder::Gpu(bert) => Ok(bert.embed(&[encoding.get_ids()])?.swap_remove(0)),
         }
     }
-
-    fn forward(&self, batch: &[usize], ids: &[&[u32]]) -> candle_core::Result<Vec<Vec<f32>>> {
-        let longest = batch.iter().map(|i| ids[*i].len()).max().unwrap_or(1).max(1);
-        let mut padded = Vec::with_capacity(batch.len() * longest);
-        let mut mask = Vec::with_capacity(batch.len() * longest);
-        for i in batch {
-            padded.extend_from_slice(ids[*i]);
-            padded.resize(padded.len() + longest - ids[*i].len(), 0);
-            mask.extend(std::iter::repeat_n(1_f32, ids[*i].len()));
-            mask.resize(padded.len(), 0.0);
-        }
-        let padded = Tensor::from_vec(padded, (batch.len(), longest), &self.device)?;
-        let mask = Tensor::from_vec(mask, (batch.len(), longest), &self.device)?;
-        self.model.embed(&padded, &mask)?.to_vec2()
-    }
-}
-
-fn is_out_of_memory(error: &candle_core::Error) -> bool {
-    let text = error.to_string().to_ascii_lowercase();
-    text.contains("out of memory") || text.contains("out_of_memory")
 }

@@ -35,6 +35,54 @@ fn a_vector_does_not_depend_on_its_batch() {
     assert_eq!(together[0].len(), embedder.dimension());
 }
 
+/// What `scripts/reference_vectors.py` has written.
+#[derive(serde::Deserialize)]
+struct Reference {
+    model_sha256: String,
+    max_tokens: usize,
+    vectors: Vec<ReferenceVector>,
+}
+
+#[derive(serde::Deserialize)]
+struct ReferenceVector {
+    text: String,
+    /// Base64 of little-endian f32.
+    vector: String,
+}
+
+#[test]
+fn vectors_are_those_of_sentence_transformers() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/embed/reference.json");
+    let reference: Reference = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let config = config();
+    assert_eq!((Some(reference.model_sha256), reference.max_tokens), (config.sha256.clone(), config.text_max_tokens));
+    assert!(reference.vectors.len() >= 40);
+    let embedder = Embedder::load(&config).unwrap();
+    let texts: Vec<&str> = reference.vectors.iter().map(|v| v.text.as_str()).collect();
+    let vectors = embedder.embed(&texts, &mut |_| ()).unwrap();
+    for (expect, vector) in reference.vectors.iter().zip(&vectors) {
+        let bytes = base64::Engine::decode(&base64::prelude::BASE64_STANDARD, &expect.vector).unwrap();
+        let numbers: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        assert_eq!(numbers.len(), embedder.dimension());
+        let found = cosine(&numbers, vector);
+        assert!(found >= 0.9999, "{found} for {:?}", expect.text);
+        let alone = embedder.embed_query(&expect.text).unwrap();
+        assert_eq!(&alone, vector, "a query is another vector than an item: {:?}", expect.text);
+    }
+}
+
+#[test]
+fn both_encoders_agree_on_the_real_model() {
+    let config = config();
+    let (weights, _, _) = load::open(&load::find(&config).unwrap(), &config, &Device::Cpu).unwrap();
+    let texts: [&[u32]; 3] = [&[101, 7592, 2088, 102], &[101, 102], &[101, 1037, 4010, 5559, 4524, 2005, 3147, 102]];
+    let padded = Bert::new(&weights).unwrap().embed(&texts).unwrap();
+    let ragged = cpu::Encoder::new(&weights).unwrap().embed(&texts, &Precedence::default());
+    for (a, b) in padded.iter().zip(&ragged) {
+        assert!(cosine(a, b) >= 0.99999);
+    }
+}
+
 #[test]
 fn near_in_meaning_is_near_in_angle() {
     let embedder = Embedder::load(&config()).unwrap();

@@ -31,7 +31,6 @@ pub(super) struct Indexing {
     pub shared: Arc<Shared>,
     pub commit_max_keys: usize,
     pub pending_max_keys: usize,
-    pub batch_max_tokens: usize,
     pub progress: Arc<dyn Fn(BatchStats) + Send + Sync>,
 }
 
@@ -159,10 +158,9 @@ impl Indexing {
         let started = Instant::now();
         let metrics = self.status.metrics().clone();
         let progress = self.progress.clone();
-        let max_tokens = self.batch_max_tokens;
         let counting = metrics.clone();
         let mut heard = move |batch: BatchStats| {
-            counting.count_embed_batch(batch.tokens, batch.padded_tokens - batch.tokens, max_tokens, batch.took);
+            counting.count_embed_batch(batch.tokens, batch.padded_tokens - batch.tokens, batch.max_tokens, batch.took);
             progress(batch);
         };
         let applied = runtime.block_on(self.indexer.apply(&changes, &mut heard)).map_err(|e| e.to_string())?;

@@ -212,7 +212,7 @@ impl Metrics {
             },
             embed_batch_fill: r.histogram(
                 "freshet_embed_batch_fill_ratio",
-                "Real tokens of a batch as a share of what embed.batch_max_tokens allows",
+                "Real tokens of a batch as a share of what it could have held",
                 &FILL_RATIO,
             ),
             embed_batch_seconds: r.histogram(
