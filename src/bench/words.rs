@@ -145,6 +145,10 @@ impl TextEmbedder for WordEmbedder {
     fn embed(&self, texts: &[&str], _: &mut dyn FnMut(BatchStats)) -> Result<Vec<Vec<f32>>, Error> {
         Ok(texts.iter().map(|text| self.vector(text)).collect())
     }
+
+    fn embed_query(&self, text: &str) -> Result<Vec<f32>, Error> {
+        Ok(self.vector(text))
+    }
 }
 
 #[cfg(test)]

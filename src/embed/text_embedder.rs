@@ -13,6 +13,9 @@ pub trait TextEmbedder: Send + Sync {
 
     /// Embeds texts; the vectors come in their order, of length 1. `progress` hears of each batch.
     fn embed(&self, texts: &[&str], progress: &mut dyn FnMut(BatchStats)) -> Result<Vec<Vec<f32>>, Error>;
+
+    /// Embeds the text of a search, ahead of whatever is embedded for the index.
+    fn embed_query(&self, text: &str) -> Result<Vec<f32>, Error>;
 }
 
 impl TextEmbedder for Embedder {
@@ -26,5 +29,9 @@ impl TextEmbedder for Embedder {
 
     fn embed(&self, texts: &[&str], progress: &mut dyn FnMut(BatchStats)) -> Result<Vec<Vec<f32>>, Error> {
         self.embed(texts, progress)
+    }
+
+    fn embed_query(&self, text: &str) -> Result<Vec<f32>, Error> {
+        self.embed_query(text)
     }
 }

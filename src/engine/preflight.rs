@@ -39,8 +39,17 @@ fn planned(config: &Config, row_types: &[Arc<RowType>]) -> Result<Plan, Vec<Prob
         .zip(row_types)
         .map(|(s, r)| Table { schema: s.schema.clone(), table: s.table.clone(), columns: r.schema().clone() })
         .collect();
-    Plan::new(&config.models, &config.view, &tables, &config.index.key).map_err(|e| match e {
+    // That the key of a source is unique is upsert's doing: there is nothing to test.
+    let is_key = |test: &DataTest| {
+        let TestKind::Unique { column } = &test.kind else { return false };
+        let keyed =
+            |s: &config::Source| format!("{}__{}", s.schema, s.table) == test.relation && s.key == [column.as_str()];
+        config.sources.iter().any(keyed)
+    };
+    let tests: Vec<DataTest> = config.tests.iter().filter(|t| !is_key(t)).cloned().collect();
+    Plan::tested(&config.models, &tests, &config.view, &tables, &config.index.key).map_err(|e| match e {
         PlanError::At { at, reason } => vec![Problem { key: at.to_string(), reason }],
+        PlanError::Test { declared, reason } => vec![Problem { key: declared, reason }],
         e => vec![Problem { key: "models".into(), reason: e.to_string() }],
     })
 }

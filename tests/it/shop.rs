@@ -3,13 +3,11 @@
 use std::path::Path;
 
 use freshet::config;
-use freshet::demo::{PARTITIONS, Shop, TOPIC};
+use freshet::demo::{Shop, TOPICS};
 use freshet::source::embedded::{Broker, Producer, Registry};
 use serde_json::json;
 
 use super::running::{Running, until};
-
-const CONTRACT: &str = include_str!("../../schemas/avro/product.avsc");
 
 /// The shipped dataflow, with peers of this process and its data in a folder of the test's.
 fn shipped(broker: &Broker, registry: &Registry, data: &Path) -> config::Config {
@@ -32,10 +30,10 @@ async fn nearest(running: &Running, query: &str) -> serde_json::Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_happens_in_the_table_is_what_is_found() {
-    let broker = Broker::start(&[(TOPIC, PARTITIONS)]).unwrap();
+    let broker = Broker::start(&TOPICS).unwrap();
     let registry = Registry::start().await.unwrap();
     let data = tempfile::tempdir().unwrap();
-    let mut shop = Shop::new(7, 30, Producer::new(&broker.bootstrap_servers()).unwrap(), &registry, CONTRACT).unwrap();
+    let mut shop = Shop::new(7, 30, Producer::new(&broker.bootstrap_servers()).unwrap(), &registry).unwrap();
     for id in shop.ids() {
         shop.snapshot(id, id == 30).unwrap();
     }
