@@ -131,11 +131,11 @@ pub(super) fn tables(recording: &Recording) -> Result<Vec<RecordBatch>, Error> {
             };
         }
     }
-    let table = |(rows, row_type): (&HashMap<&[u8], Value>, &Arc<crate::decode::RowType>)| {
+    let table = |(rows, table): (&HashMap<&[u8], Value>, &crate::dataflow::Table)| {
         let rows: Vec<&Value> = rows.values().collect();
-        Ok(RecordBatch::try_new(row_type.schema().clone(), columns(row_type.schema(), &rows)?)?)
+        Ok(RecordBatch::try_new(table.columns.clone(), columns(&table.columns, &rows)?)?)
     };
-    latest.iter().zip(&recording.row_types).map(table).collect()
+    latest.iter().zip(recording.plan.tables()).map(table).collect()
 }
 
 /// Reads every key and value of a batch and looks at nothing; what is measured against the decoder.

@@ -176,19 +176,18 @@ impl Run {
             lines: vec![Line { path: std::path::Path::new("bench.sql").into(), number: 1 }],
             materialized: Materialized::View,
         };
-        let plan_over = |types: &[Arc<RowType>]| {
-            let table = |(s, r): (&Source, &Arc<RowType>)| Table {
-                schema: s.schema.clone(),
-                table: s.table.clone(),
-                columns: r.schema().clone(),
-            };
-            let tables: Vec<Table> = sources.iter().zip(types).map(table).collect();
-            Plan::query(std::slice::from_ref(&model), "bench", &tables)
+        let table = |(s, r): (&Source, &Arc<RowType>)| Table {
+            schema: s.schema.clone(),
+            table: s.table.clone(),
+            columns: r.schema().clone(),
         };
+        let tables: Vec<Table> = sources.iter().zip(&whole).map(table).collect();
+        let plan = Plan::query(&[model], "bench", &tables)?;
         // As the engine does: what no model reads is not decoded.
-        let read = plan_over(&whole)?.columns_read();
+        let read = plan.columns_read();
         let row_types: Vec<_> = whole.iter().zip(&read).map(|(r, read)| Arc::new(r.pruned(read))).collect();
-        let plan = plan_over(&row_types)?;
+        let kept: Vec<_> = row_types.iter().map(|r| r.schema().clone()).collect();
+        let plan = plan.keeping(&kept)?;
         let schemas: HashMap<u32, Arc<str>> =
             [(1, envelope(PRODUCT)), (2, envelope(CATEGORY)), (KEY_ID, KEY.into())].into();
         let schemas: Arc<dyn SchemaStore> = Arc::new(FixedSchemas(schemas));
@@ -478,7 +477,7 @@ impl Shop {
         self.offset += 1;
     }
 
-    /// The tables as they stand, with the columns that the plan reads.
+    /// The tables as they stand.
     fn tables(&self, plan: &Plan) -> Result<Vec<RecordBatch>, Error> {
         let products: Vec<Product> = (0..self.versions.len()).map(|id| self.product(id)).collect();
         let longs =

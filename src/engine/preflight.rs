@@ -26,10 +26,11 @@ pub fn plan(config: &Config) -> Result<(Plan, Vec<Arc<RowType>>), Vec<Problem>> 
         let reason = format!("the view {} has no column {}", config.view, config.index.text);
         return Err(vec![Problem { key: "index.text".into(), reason }]);
     }
-    // Columns that no model reads are neither decoded nor kept: the same models over what is left.
+    // Columns that no model reads are neither decoded nor kept.
     let read = whole.columns_read();
     let row_types: Vec<_> = row_types.iter().zip(read).map(|(r, read)| Arc::new(r.pruned(&read))).collect();
-    Ok((planned(config, &row_types)?, row_types))
+    let kept: Vec<_> = row_types.iter().map(|r| r.schema().clone()).collect();
+    Ok((whole.keeping(&kept).map_err(problems_of)?, row_types))
 }
 
 fn planned(config: &Config, row_types: &[Arc<RowType>]) -> Result<Plan, Vec<Problem>> {
@@ -47,11 +48,16 @@ fn planned(config: &Config, row_types: &[Arc<RowType>]) -> Result<Plan, Vec<Prob
         config.sources.iter().any(keyed)
     };
     let tests: Vec<DataTest> = config.tests.iter().filter(|t| !is_key(t)).cloned().collect();
-    Plan::tested(&config.models, &tests, &config.view, &tables, &config.index.key).map_err(|e| match e {
-        PlanError::At { at, reason } => vec![Problem { key: at.to_string(), reason }],
-        PlanError::Test { declared, reason } => vec![Problem { key: declared, reason }],
-        e => vec![Problem { key: "models".into(), reason: e.to_string() }],
-    })
+    Plan::tested(&config.models, &tests, &config.view, &tables, &config.index.key).map_err(problems_of)
+}
+
+fn problems_of(error: PlanError) -> Vec<Problem> {
+    let (key, reason) = match error {
+        PlanError::At { at, reason } => (at.to_string(), reason),
+        PlanError::Test { declared, reason } => (declared, reason),
+        e => ("models".into(), e.to_string()),
+    };
+    vec![Problem { key, reason }]
 }
 
 /// Whether the broker answers, and what it keeps of the topics.

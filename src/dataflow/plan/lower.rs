@@ -82,10 +82,16 @@ impl Lowering<'_> {
                         DFSchema::try_from(self.graph.schema(node).as_ref().clone()).map_err(|e| failed(&e))?;
                     stages.push(Stage::Filter(self.physical(filter, &schema)?));
                 }
-                if let Some(columns) = &scan.projection
-                    && !columns.iter().copied().eq(0..self.graph.schema(node).fields().len())
-                {
-                    let exprs = columns.iter().map(|c| column(self.graph.schema(node), *c)).collect();
+                // By name: of a source, fewer columns may be kept than it has.
+                let kept = self.graph.schema(node);
+                let columns = plan
+                    .schema()
+                    .fields()
+                    .iter()
+                    .map(|f| kept.index_of(f.name()).map_err(|e| failed(&e.into())))
+                    .collect::<Lowered<Vec<usize>>>()?;
+                if !columns.iter().copied().eq(0..kept.fields().len()) {
+                    let exprs = columns.iter().map(|c| column(kept, *c)).collect();
                     stages.push(Stage::Project(exprs, schema_of(plan)));
                 }
                 Ok(self.linear(node, stages, schema_of(plan)))

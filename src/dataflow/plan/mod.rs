@@ -70,6 +70,8 @@ pub struct Plan {
     view_schema: SchemaRef,
     steps: Vec<Step>,
     view_name: String,
+    index_key: Option<String>,
+    /// With all columns that models may name.
     tables: Vec<Table>,
     shown: Vec<Shown>,
 }
@@ -124,16 +126,32 @@ impl Plan {
         tables: &[Table],
         index_key: Option<&str>,
     ) -> Result<Plan, PlanError> {
+        let kept: Vec<SchemaRef> = tables.iter().map(|t| t.columns.clone()).collect();
+        Self::build(steps(models, tests, tables), view, tables, &kept, index_key).await
+    }
+
+    /// The same plan over tables of which only these columns are there. They have to be those that it reads, at least.
+    pub fn keeping(&self, kept: &[SchemaRef]) -> Result<Plan, PlanError> {
+        let (steps, key) = (self.steps.clone(), self.index_key.as_deref());
+        futures::executor::block_on(Self::build(steps, &self.view_name, &self.tables, kept, key))
+    }
+
+    async fn build(
+        steps: Vec<Step>,
+        view: &str,
+        tables: &[Table],
+        kept: &[SchemaRef],
+        index_key: Option<&str>,
+    ) -> Result<Plan, PlanError> {
         let refused = |reason: String| PlanError::View { view: view.into(), reason };
         let context = context();
-        let steps = steps(models, tests, tables);
         let mut graph = Graph::default();
         let mut relations = Relations::new();
         for (n, table) in tables.iter().enumerate() {
             let provider = Arc::new(EmptyTable::new(table.columns.clone()));
             context.register_table(table.name(), provider).map_err(|e| refused(message(&e)))?;
             let name: Arc<str> = format!("{}.{}", table.schema, table.table).into();
-            let node = graph.add(Operator::Source { table: n }, table.columns.clone(), &name);
+            let node = graph.add(Operator::Source { table: n }, kept[n].clone(), &name);
             relations.insert(table.name(), node);
         }
         let mut outputs = Vec::new();
@@ -162,9 +180,9 @@ impl Plan {
                 // A test that the schema alone settles needs no operators.
                 Work::Test(_) if graph.never_has_rows(node) => {}
                 Work::Test(test) => outputs.push(TestOutput {
-                    name: tests[*test].name.clone(),
-                    severity: tests[*test].severity,
-                    relation: tests[*test].relation.clone(),
+                    name: test.name.clone(),
+                    severity: test.severity,
+                    relation: test.relation.clone(),
                     node,
                     schema,
                 }),
@@ -176,7 +194,7 @@ impl Plan {
         let view_schema: SchemaRef = Arc::new(Schema::new(plan.schema().fields().clone()));
         let props = context.state().execution_props().clone();
         let mut lowering = Lowering { graph: &mut graph, relations: &relations, props, model: view.into() };
-        let mut node = lowering.lower(&plan).map_err(|refusal| located(models, view, refusal))?;
+        let mut node = lowering.lower(&plan).map_err(|refusal| located(&steps, view, refusal))?;
         if !shown.iter().any(|s| s.name == view) {
             shown.push(Shown { name: view.into(), plan: plan.display_indent().to_string(), node });
         }
@@ -206,6 +224,7 @@ impl Plan {
             view_schema,
             steps,
             view_name: view.into(),
+            index_key: index_key.map(Into::into),
             tables: tables.to_vec(),
             shown,
         })
@@ -303,16 +322,12 @@ impl Plan {
 }
 
 /// A refusal with the model and line that it is about: the first model that has the word, the view before the others.
-fn located(models: &[Model], view: &str, refusal: Refusal) -> PlanError {
-    let word = refusal.word.to_lowercase();
-    let mut candidates: Vec<&Model> = models.iter().filter(|m| m.name == view).collect();
-    candidates.extend(models.iter().filter(|m| m.name != view));
-    let found = candidates.iter().find(|m| m.sql.to_lowercase().contains(&word)).or(candidates.first());
-    match found {
-        Some(model) => {
-            let at = model.at(line_of(&model.sql, &refusal.word)).clone();
-            PlanError::At { at, reason: refusal.reason }
-        }
+fn located(steps: &[Step], view: &str, refusal: Refusal) -> PlanError {
+    let models = || steps.iter().filter(|s| matches!(s.from, From::Model(_)));
+    let has = |step: &&Step| step.sql.to_lowercase().contains(&refusal.word.to_lowercase());
+    let of_view = models().filter(|s| s.name() == view);
+    match of_view.clone().find(has).or(models().find(has)).or(of_view.clone().next()) {
+        Some(step) => step.refused(refusal),
         None => PlanError::View { view: view.into(), reason: refusal.reason },
     }
 }
@@ -343,15 +358,15 @@ enum Work {
     Inline(String),
     /// Its rows are what this name stands for from here on.
     Keep(String),
-    /// Its rows fail the test of this index.
-    Test(usize),
+    /// Its rows fail this test.
+    Test(Arc<DataTest>),
 }
 
 /// Who wrote a step's query.
 #[derive(Clone, Debug)]
 enum From {
     Model(Model),
-    Test(DataTest),
+    Test(Arc<DataTest>),
     /// What the tests of a relation let through.
     Gate(String),
 }
@@ -368,9 +383,10 @@ fn steps(models: &[Model], tests: &[DataTest], tables: &[Table]) -> Vec<Step> {
         steps.push(Step { sql: model.sql.clone(), work, from: From::Model(model.clone()) });
         gate(&model.name, tests, &mut steps);
     }
-    for (n, test) in tests.iter().enumerate() {
+    for test in tests {
         if let TestKind::Query { sql } = &test.kind {
-            steps.push(Step { sql: sql.clone(), work: Work::Test(n), from: From::Test(test.clone()) });
+            let test = Arc::new(test.clone());
+            steps.push(Step { sql: sql.clone(), work: Work::Test(test.clone()), from: From::Test(test) });
         }
     }
     steps
@@ -378,10 +394,11 @@ fn steps(models: &[Model], tests: &[DataTest], tables: &[Table]) -> Vec<Step> {
 
 fn gate(relation: &str, tests: &[DataTest], steps: &mut Vec<Step>) {
     let mut hold = Vec::new();
-    for (n, test) in tests.iter().enumerate().filter(|(_, t)| t.relation == relation) {
+    for test in tests.iter().filter(|t| t.relation == relation) {
         let Some(predicate) = test.predicate() else { continue };
+        let test = Arc::new(test.clone());
         let sql = format!("select * from \"{relation}\" where {predicate}");
-        steps.push(Step { sql, work: Work::Test(n), from: From::Test(test.clone()) });
+        steps.push(Step { sql, work: Work::Test(test.clone()), from: From::Test(test.clone()) });
         if test.severity == Severity::Error {
             hold.push(predicate);
         }
