@@ -16,7 +16,7 @@ use datafusion::execution::context::ExecutionProps;
 use datafusion::logical_expr::logical_plan::{Aggregate, Distinct, Join, Limit, Projection, Values, Window};
 use datafusion::logical_expr::{Expr, FetchType, LogicalPlan, Operator as Comparison, SkipType};
 use datafusion::physical_expr::aggregate::{AggregateExprBuilder, LoweredAggregateBuilder};
-use datafusion::physical_expr::expressions::{CastExpr, Column, IsNotNullExpr, IsNullExpr};
+use datafusion::physical_expr::expressions::{CastExpr, Column, IsNotNullExpr, IsNullExpr, lit};
 use datafusion::physical_expr::{PhysicalExpr, PhysicalSortExpr, create_physical_expr};
 use datafusion::physical_plan::WindowExpr;
 use datafusion::physical_planner::create_window_expr;
@@ -82,16 +82,18 @@ impl Lowering<'_> {
                         DFSchema::try_from(self.graph.schema(node).as_ref().clone()).map_err(|e| failed(&e))?;
                     stages.push(Stage::Filter(self.physical(filter, &schema)?));
                 }
-                // By name: of a source, fewer columns may be kept than it has.
+                // By name: of a source, fewer columns may be kept than it has. Nobody looks at the others, which are null here.
                 let kept = self.graph.schema(node);
-                let columns = plan
+                let exprs = plan
                     .schema()
                     .fields()
                     .iter()
-                    .map(|f| kept.index_of(f.name()).map_err(|e| failed(&e.into())))
-                    .collect::<Lowered<Vec<usize>>>()?;
-                if !columns.iter().copied().eq(0..kept.fields().len()) {
-                    let exprs = columns.iter().map(|c| column(kept, *c)).collect();
+                    .map(|f| match kept.index_of(f.name()) {
+                        Ok(index) => Ok(column(kept, index)),
+                        Err(_) => Ok(lit(ScalarValue::try_from(f.data_type()).map_err(|e| failed(&e))?)),
+                    })
+                    .collect::<Lowered<Vec<Physical>>>()?;
+                if !is_identity(&exprs, kept) {
                     stages.push(Stage::Project(exprs, schema_of(plan)));
                 }
                 Ok(self.linear(node, stages, schema_of(plan)))
@@ -182,9 +184,11 @@ impl Lowering<'_> {
         let exprs =
             projection.expr.iter().map(|e| self.physical(e, projection.input.schema())).collect::<Lowered<Vec<_>>>()?;
         // Names alone cost nothing.
-        let same = exprs.len() == self.graph.schema(input).fields().len()
-            && exprs.iter().enumerate().all(|(n, e)| e.downcast_ref::<Column>().is_some_and(|c| c.index() == n));
-        let stages = if same { vec![] } else { vec![Stage::Project(exprs, schema.clone())] };
+        let stages = if is_identity(&exprs, self.graph.schema(input)) {
+            vec![]
+        } else {
+            vec![Stage::Project(exprs, schema.clone())]
+        };
         Ok(self.linear(input, stages, schema))
     }
 
@@ -631,6 +635,12 @@ fn schema_of(plan: &LogicalPlan) -> SchemaRef {
 
 fn column(schema: &Schema, index: usize) -> Physical {
     Arc::new(Column::new(schema.field(index).name(), index))
+}
+
+/// Whether these are all columns of a schema in their order.
+fn is_identity(exprs: &[Physical], schema: &Schema) -> bool {
+    exprs.len() == schema.fields().len()
+        && exprs.iter().enumerate().all(|(n, e)| e.downcast_ref::<Column>().is_some_and(|c| c.index() == n))
 }
 
 fn every_column(schema: &Schema) -> Vec<Physical> {
