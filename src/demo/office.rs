@@ -70,7 +70,7 @@ impl Office {
         )
     }
 
-    async fn answer(self, method: &Method, table: &str, id: i64, body: bytes::Bytes) -> Answer {
+    pub async fn answer(self, method: &Method, table: &str, id: i64, body: bytes::Bytes) -> Answer {
         let named = match table {
             "products" => {
                 let method = method.clone();

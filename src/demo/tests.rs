@@ -22,8 +22,12 @@ use crate::time::{Epoch, Position};
 struct Street {
     shop: Shop,
     source: KafkaSource,
+    /// Of whole rows.
     decoders: Vec<Decoder>,
     row_types: Vec<Arc<RowType>>,
+    /// Of what the models read.
+    lean_decoders: Vec<Decoder>,
+    lean_types: Vec<Arc<RowType>>,
     plan: Plan,
     read: Position,
     /// The latest rows of each table by their keys.
@@ -37,19 +41,21 @@ struct Street {
 }
 
 impl Street {
-    /// A shop that has written nothing but its categories and brands; `whole` tables are read, or what the models read of them.
-    async fn open(seed: u64, products: usize, whole: bool) -> Street {
+    /// A shop that has written nothing but its categories and brands.
+    async fn open(seed: u64, products: usize) -> Street {
         let broker = Broker::start(&TOPICS).unwrap();
         let registry = Registry::start().await.unwrap();
         let folder = tempfile::tempdir().unwrap();
         let listen = (std::net::Ipv4Addr::LOCALHOST, 0).into();
         let config = product_dataflow(folder.path(), &broker.bootstrap_servers(), &registry.url(), listen).unwrap();
-        let (plan, pruned) = engine::plan(&config).unwrap_or_else(|problems| panic!("{problems:?}"));
-        let whole_types = config.sources.iter().map(|s| Arc::new(RowType::from_contract(s).unwrap())).collect();
-        let row_types: Vec<Arc<RowType>> = if whole { whole_types } else { pruned };
+        let (plan, lean_types) = engine::plan(&config).unwrap_or_else(|problems| panic!("{problems:?}"));
+        let row_types: Vec<_> = config.sources.iter().map(|s| Arc::new(RowType::from_contract(s).unwrap())).collect();
         let schemas = Arc::new(RegistryClient::new(&config.registry).unwrap());
-        let of = config.sources.iter().zip(&row_types).enumerate();
-        let decoders = of.map(|(n, (s, r))| Decoder::new(n, s, r.clone(), schemas.clone()).unwrap()).collect();
+        let decoders = |row_types: &[Arc<RowType>]| -> Vec<Decoder> {
+            let of = config.sources.iter().zip(row_types).enumerate();
+            of.map(|(n, (s, r))| Decoder::new(n, s, r.clone(), schemas.clone()).unwrap()).collect()
+        };
+        let (decoders, lean_decoders) = (decoders(&row_types), decoders(&lean_types));
         let topics: Vec<_> = config.sources.iter().map(|s| s.topic.clone()).collect();
         let mut source = KafkaSource::new(&config.kafka, &topics).unwrap();
         source.seek(&Position::default()).unwrap();
@@ -59,6 +65,8 @@ impl Street {
             source,
             decoders,
             row_types,
+            lean_decoders,
+            lean_types,
             plan,
             read: Position::default(),
             tables: vec![BTreeMap::new(); 5],
@@ -76,7 +84,7 @@ impl Street {
         ids.iter().for_each(|id| self.shop.snapshot(*id, Some(id) == ids.last()).unwrap());
     }
 
-    /// Reads what was written since: decoded, applied to the tables, and handed on.
+    /// Reads what was written since and applies it to the tables; hands on what the models read of it.
     async fn follow(&mut self) -> Vec<Decoded> {
         self.shop.flush().unwrap();
         let written = self.shop.written();
@@ -102,7 +110,7 @@ impl Street {
             for (sum, more) in self.counts[n].iter_mut().zip([c.snapshot, c.create, c.update, c.delete, c.tombstone]) {
                 *sum += more;
             }
-            all.push(decoded);
+            all.push(self.lean_decoders[n].decode(&batch).await.unwrap());
         }
         all
     }
@@ -289,7 +297,7 @@ fn trade(shop: &mut Shop, steps: usize) -> Vec<Renamed> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_read_is_what_the_shop_has() {
-    let mut street = Street::open(3, 120, true).await;
+    let mut street = Street::open(3, 120).await;
     street.snapshot();
     street.follow().await;
     for round in 0..3 {
@@ -319,7 +327,7 @@ async fn what_is_read_is_what_the_shop_has() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_seed_makes_one_shop() {
     let tables = async |seed: u64| {
-        let mut street = Street::open(seed, 60, true).await;
+        let mut street = Street::open(seed, 60).await;
         let renamed = trade(&mut street.shop, 500);
         let shop = &street.shop;
         json!([
@@ -337,7 +345,7 @@ async fn a_seed_makes_one_shop() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_shipped_models_give_the_text_and_figures_that_the_shop_means() {
-    let mut street = Street::open(11, 150, false).await;
+    let mut street = Street::open(11, 150).await;
     street.snapshot();
     let shop = &mut street.shop;
     trade(shop, 1500);
@@ -375,9 +383,9 @@ async fn the_shipped_models_give_the_text_and_figures_that_the_shop_means() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_change_changes() {
-    let mut street = Street::open(2, 200, false).await;
+    let mut street = Street::open(2, 200).await;
     street.snapshot();
-    let handle = Engine::start(street.plan.clone(), street.row_types.clone(), 1).unwrap();
+    let handle = Engine::start(street.plan.clone(), street.lean_types.clone(), 1).unwrap();
     let mut epoch = 0;
     let mut maintained = async |street: &mut Street| -> EpochOutput {
         epoch += 1;
@@ -450,7 +458,7 @@ async fn what_a_change_changes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_office_counts_what_a_rename_embeds() {
-    let mut street = Street::open(4, 40, false).await;
+    let mut street = Street::open(4, 40).await;
     street.snapshot();
     street.shop.flush().unwrap();
     let category = street.shop.get(1).unwrap().category_id;

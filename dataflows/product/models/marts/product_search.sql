@@ -29,6 +29,7 @@ select
     product.name,
     product.description,
     brand.name as brand,
+    brand.country as brand_country,
     category.name as category,
     category.path as category_path,
     current_price.amount as list_price,
