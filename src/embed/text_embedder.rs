@@ -14,15 +14,8 @@ pub trait TextEmbedder: Send + Sync {
     /// Embeds texts; the vectors come in their order, of length 1. `progress` hears of each batch.
     fn embed(&self, texts: &[&str], progress: &mut dyn FnMut(BatchStats)) -> Result<Vec<Vec<f32>>, Error>;
 
-<<<<<<< HEAD
     /// Embeds the text of a search, ahead of whatever is embedded for the index.
     fn embed_query(&self, text: &str) -> Result<Vec<f32>, Error>;
-=======
-    /// Embeds one text that somebody waits for: to the vector that [`TextEmbedder::embed`] gives it, before the texts of others.
-    fn embed_query(&self, text: &str) -> Result<Vec<f32>, Error> {
-        Ok(self.embed(&[text], &mut |_| ())?.swap_remove(0))
-    }
->>>>>>> w-embed
 }
 
 impl TextEmbedder for Embedder {
