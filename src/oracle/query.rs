@@ -226,7 +226,7 @@ impl Generator<'_> {
                 let ty = ty.unwrap_or_else(|| self.aggregate_type(&scope));
                 let mut expr = self.aggregate(ty, &scope);
                 if self.chance(15) {
-                    let of = Col { name: expr.render(), ty, bound: vec![] };
+                    let of = Col { name: expr.render_part(), ty, bound: vec![] };
                     expr = self.scalar(ty, 1, &[of]);
                 }
                 items.push(item(expr, &name));
@@ -240,7 +240,7 @@ impl Generator<'_> {
         let having = match self.chance(20) {
             true => {
                 let ty = self.aggregate_type(&scope);
-                let of = Col { name: self.aggregate(ty, &scope).render(), ty, bound: vec![] };
+                let of = Col { name: self.aggregate(ty, &scope).render_part(), ty, bound: vec![] };
                 sql!(" having ", self.predicate(1, &[of])).optional()
             }
             false => "".into(),
@@ -296,7 +296,8 @@ impl Generator<'_> {
         let call = match self.rng.random_range(0..4) {
             0 => sql!("avg(", self.scalar(Type::Double, 1, scope), ")"),
             1 => sql!("avg(", self.scalar(Type::Int, 1, scope), ")"),
-            2 => sql!("sum(", self.scalar(Type::Double, 1, scope), " / 3.0)"),
+            // Of one sign: a sum near zero would be made of last digits.
+            2 => sql!("sum(abs(", self.scalar(Type::Double, 1, scope), ") / 3.0)"),
             _ => {
                 let ty = self.type_in(scope);
                 let column = self.column(ty, scope).unwrap_or_else(|| "1".into());
@@ -336,7 +337,7 @@ impl Generator<'_> {
         }
         let mut qualify = Sql::from("");
         if self.chance(20) {
-            let of = Col { name: self.window(Type::BigInt, &scope).render(), ty: Type::BigInt, bound: vec![] };
+            let of = Col { name: self.window(Type::BigInt, &scope).render_part(), ty: Type::BigInt, bound: vec![] };
             let predicate = self.predicate(0, std::slice::from_ref(&of));
             // DataFusion wants a window in it.
             if predicate.render().contains(&of.name) {
@@ -579,12 +580,17 @@ impl Generator<'_> {
                 }
             }
             4..8 => {
-                let ty = self.type_in(&inner);
+                let ty = self.type_in(if not.is_empty() { &inner } else { outer });
                 // DataFusion decorrelates `in`, and no `not in`.
                 let correlated = not.is_empty() && self.chance(25);
                 let correlation = if correlated { self.correlation(outer, &inner) } else { None };
                 let filter = filter(vec![correlation, own]);
-                let (of, shown) = (self.scalar(ty, 1, outer), self.scalar(ty, 0, &inner));
+                // A constant that is `not in` something is a filter to DataFusion, which forgets about nulls.
+                let of = match self.column(ty, outer) {
+                    Some(column) if !not.is_empty() => column.into(),
+                    _ => self.scalar(ty, 1, outer),
+                };
+                let shown = self.scalar(ty, 0, &inner);
                 sql!(of, " ", not, "in (select ", shown, " from ", relation, filter, ")")
             }
             _ => {

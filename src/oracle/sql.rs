@@ -77,6 +77,22 @@ impl Sql {
         out
     }
 
+    /// As text, where every name is taken to be bound.
+    pub fn render_part(&self) -> String {
+        let mut names = HashSet::new();
+        self.needed(&mut names);
+        let mut out = String::new();
+        self.write(&names, &mut out);
+        out
+    }
+
+    fn needed<'a>(&'a self, names: &mut HashSet<&'a str>) {
+        match self {
+            Sql::While { bound, .. } => names.extend(bound.iter().map(String::as_str)),
+            _ => self.children().for_each(|child| child.needed(names)),
+        }
+    }
+
     fn bound<'a>(&'a self, names: &mut HashSet<&'a str>) {
         match self {
             Sql::Bind(name) => drop(names.insert(name)),
