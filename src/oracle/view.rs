@@ -63,9 +63,11 @@ pub struct Maintained {
 }
 
 impl Maintained {
-    /// Plans the query; an error is the engine's refusal.
-    pub fn plan(sql: &str, database: &Database) -> std::result::Result<Plan, PlanError> {
-        Plan::query(&[model(sql)], VIEW, &database.plan_tables())
+    /// Plans the query over models that are maintained for themselves; an error is the engine's refusal.
+    pub fn plan(models: &[Named], sql: &str, database: &Database) -> std::result::Result<Plan, PlanError> {
+        let before = models.iter().map(|m| model(&m.name, &m.sql, Materialized::Table));
+        let models: Vec<Model> = before.chain([model(VIEW, sql, Materialized::View)]).collect();
+        Plan::query(&models, VIEW, &database.plan_tables())
     }
 
     pub fn start(plan: Plan, database: &Database, workers: usize) -> std::result::Result<Maintained, Broken> {
@@ -124,10 +126,17 @@ impl Maintained {
     }
 }
 
-fn model(sql: &str) -> Model {
-    let path: Arc<Path> = Path::new("v.sql").into();
+/// A query by a name that others use.
+#[derive(Clone, Debug)]
+pub struct Named {
+    pub name: String,
+    pub sql: String,
+}
+
+fn model(name: &str, sql: &str, materialized: Materialized) -> Model {
+    let path: Arc<Path> = Path::new(name).with_extension("sql").into();
     let lines = (1..).zip(sql.split('\n')).map(|(number, _)| Line { path: path.clone(), number }).collect();
-    Model { name: VIEW.into(), path: path.to_path_buf(), sql: sql.into(), lines, materialized: Materialized::View }
+    Model { name: name.into(), path: path.to_path_buf(), sql: sql.into(), lines, materialized }
 }
 
 /// The same query in batch: planned once, run over the tables as they stand.
@@ -138,8 +147,12 @@ pub struct Batch {
 }
 
 impl Batch {
-    pub async fn plan(sql: &str, database: &Database) -> Result<Batch> {
+    pub async fn plan(models: &[Named], sql: &str, database: &Database) -> Result<Batch> {
         let (context, tables) = session(database)?;
+        for model in models {
+            let view = context.sql(&model.sql).await?.into_view();
+            context.register_table(model.name.as_str(), view)?;
+        }
         let plan = context.sql(sql).await?.into_optimized_plan()?;
         Ok(Batch { context, plan, tables })
     }
