@@ -30,8 +30,8 @@ pub mod engine;
 
 pub mod demo;
 
+pub mod oracle;
+
 pub mod bench;
 
 pub mod logging;
-
-pub mod oracle;

@@ -7,6 +7,7 @@ mod decode;
 mod embed;
 mod freshness;
 mod ingest;
+mod oracle;
 mod plain;
 mod recording;
 mod report;
@@ -58,6 +59,10 @@ pub enum Bench {
     /// view is compared with DataFusion's answer over the tables as they stand. Marks: 450,000 events/s of join and group-by, 1,500 MiB for a
     /// million rows with a join, and one change at most 1.5 times as dear in the whole table as in a hundredth of it.
     Sql(sql::Options),
+    /// Random tables, changes and queries: after every epoch the maintained view is what DataFusion computes from scratch.
+    ///
+    /// A seed is a case. One that fails is made as small as it can be and printed as a file for tests/sql.
+    Oracle(crate::oracle::Options),
 }
 
 /// Runs one benchmark.
@@ -69,6 +74,7 @@ pub async fn run(bench: Bench) -> Result<Report, Error> {
         Bench::Freshness(options) => freshness::run(&options).await,
         Bench::Search(options) => search::run(&options).await,
         Bench::Sql(options) => sql::run(&options).await,
+        Bench::Oracle(options) => oracle::run(&options).await,
     }
 }
 

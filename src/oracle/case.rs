@@ -8,16 +8,18 @@ use tokio::runtime::Runtime;
 
 use super::compare::{Difference, difference};
 use super::database::{Database, Step};
-use super::sql::Sql;
+use super::query::Query;
 use super::table::TableDef;
-use super::view::{Batch, Maintained};
+use super::view::{Batch, Maintained, Named};
 use super::{query, random};
 
 #[derive(Clone, Debug)]
 pub struct Case {
     pub tables: Vec<TableDef>,
     pub epochs: Vec<Vec<Step>>,
-    pub query: Sql,
+    pub query: Query,
+    /// The queries before the last one are models that are maintained for themselves; else they are its common table expressions.
+    pub models: bool,
     /// Timely worker threads.
     pub workers: usize,
     /// Epochs are sent one after the other without waiting for their results.
@@ -78,7 +80,7 @@ impl Case {
         let epochs = random::epochs(&mut random::generator(seed, 1), &tables);
         let query = query::query(random::generator(seed, 2), &tables);
         let workers = workers.unwrap_or(1 + (seed % 2) as usize);
-        Case { tables, epochs, query, workers, pipelined: seed % 3 == 0 }
+        Case { tables, epochs, query, workers, pipelined: seed % 3 == 0, models: seed % 5 < 2 }
     }
 
     pub fn check(&self, runtime: &Runtime) -> Outcome {
@@ -89,12 +91,21 @@ impl Case {
         })
     }
 
+    /// The models, and the query over them.
+    pub fn sql(&self) -> (Vec<Named>, String) {
+        if !self.models {
+            return (vec![], self.query.render());
+        }
+        let named = self.query.named.iter().map(|(name, sql)| Named { name: name.clone(), sql: sql.render() });
+        (named.collect(), self.query.body.render())
+    }
+
     async fn compare(&self) -> Outcome {
-        let sql = self.query.render();
+        let (models, sql) = self.sql();
         let skipped = |e: datafusion::error::DataFusionError| Outcome::Skipped(reason(&e.strip_backtrace()));
         let broken = |e: super::view::Broken| Outcome::Failed(Failure::Broken(e.to_string()));
         let mut database = Database::new(&self.tables);
-        let batch = match Batch::plan(&sql, &database).await {
+        let batch = match Batch::plan(&models, &sql, &database).await {
             Ok(batch) => batch,
             Err(e) => return skipped(e),
         };
@@ -109,7 +120,7 @@ impl Case {
                 Err(e) => return skipped(e),
             }
         }
-        let plan = match Maintained::plan(&sql, &database) {
+        let plan = match Maintained::plan(&models, &sql, &database) {
             Ok(plan) => plan,
             Err(e) => return Outcome::Failed(Failure::Refused(e.to_string())),
         };

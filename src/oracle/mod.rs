@@ -23,13 +23,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use arrow::array::{Array, ArrayRef, RecordBatch};
-use serde::Serialize;
 
 use case::{Agreed, Case, Failure, Outcome};
 pub use compare::{Difference, difference};
 pub use database::{Database, Event, Step};
 pub use table::{Cells, Column, TableDef, Type};
-pub use view::{Batch, Broken, Maintained, session};
+pub use view::{Batch, Broken, Maintained, Named, session};
 
 /// What the engine may refuse among the queries that are generated: words of its reason.
 pub const DOCUMENTED_REFUSALS: &[&str] = &[];
@@ -53,10 +52,8 @@ pub struct Options {
     pub failures_max: usize,
 }
 
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default)]
 pub struct Report {
-    pub bench: &'static str,
-    pub ok: bool,
     /// Cases that were compared after each of their epochs and agreed.
     pub cases: u64,
     pub epochs: u64,
@@ -76,7 +73,7 @@ pub struct Report {
     pub seconds: f64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 pub struct FailedCase {
     pub seed: u64,
     pub failure: String,
@@ -89,7 +86,7 @@ pub fn run(options: &Options) -> Report {
     let started = Instant::now();
     let (next, enough) = (AtomicU64::new(options.first_seed), AtomicBool::new(false));
     let end = options.first_seed.saturating_add(options.seeds);
-    let report = Mutex::new(Report { bench: "oracle", ..Report::default() });
+    let report = Mutex::new(Report::default());
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..threads {
@@ -127,7 +124,6 @@ pub fn run(options: &Options) -> Report {
     });
     let mut report = report.into_inner().expect("no thread panics with it");
     report.seconds = started.elapsed().as_secs_f64();
-    report.ok = report.failures.is_empty();
     report
 }
 

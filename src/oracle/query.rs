@@ -37,9 +37,45 @@ struct Out {
     ty: Type,
 }
 
-pub fn query(rng: StdRng, tables: &[TableDef]) -> Sql {
+/// A query, and those before it that it reads by name.
+#[derive(Clone, Debug)]
+pub struct Query {
+    pub named: Vec<(String, Sql)>,
+    pub body: Sql,
+}
+
+pub fn query(rng: StdRng, tables: &[TableDef]) -> Query {
     let mut generator = Generator { rng, tables, names: 0, relations: 0, ctes: vec![] };
-    generator.statement()
+    let mut named = Vec::new();
+    while named.len() < 2 && generator.chance(25) {
+        let (sql, outs) = generator.query(1, false);
+        let name = generator.name("e");
+        named.push((name.clone(), sql));
+        generator.ctes.push((name, outs));
+    }
+    let (body, _) = generator.query(2, true);
+    Query { named, body }
+}
+
+impl Query {
+    /// As one statement, with common table expressions.
+    pub fn render(&self) -> String {
+        let with: Vec<String> = self.named.iter().map(|(name, sql)| format!("{name} as ({})", sql.render())).collect();
+        let with = if with.is_empty() { String::new() } else { format!("with {} ", with.join(", ")) };
+        format!("{with}{}", self.body.render())
+    }
+
+    /// The query with its `n`th part made simpler, from the whole to the details; `None` when there are no more than `n`.
+    pub fn simpler(&self, mut n: usize) -> Option<Query> {
+        let mut query = self.clone();
+        if n < self.named.len() {
+            query.named.remove(n);
+            return Some(query);
+        }
+        n -= self.named.len();
+        let parts = query.named.iter_mut().map(|(_, sql)| sql);
+        parts.chain([&mut query.body]).any(|part| part.simplify(&mut n)).then_some(query)
+    }
 }
 
 fn tie(col: &Col) -> Sql {
@@ -62,21 +98,6 @@ impl Generator<'_> {
 
     fn pick(&mut self, of: &[&'static str]) -> &'static str {
         of.choose(&mut self.rng).copied().expect("not empty")
-    }
-
-    fn statement(&mut self) -> Sql {
-        let mut with = Vec::new();
-        while self.chance(20) && with.len() < 2 {
-            let (query, outs) = self.query(1, false);
-            let name = self.name("e");
-            with.push(sql!(Sql::Bind(name.clone()), " as (", query, ")"));
-            self.ctes.push((name, outs));
-        }
-        let (body, _) = self.query(2, true);
-        match with.is_empty() {
-            true => body,
-            false => sql!(sql!("with ", Sql::List(", ", with), " ").optional(), body),
-        }
     }
 
     /// A query; `outermost` ones may show what must not be compared.
@@ -226,7 +247,7 @@ impl Generator<'_> {
                 let ty = ty.unwrap_or_else(|| self.aggregate_type(&scope));
                 let mut expr = self.aggregate(ty, &scope);
                 if self.chance(15) {
-                    let of = Col { name: expr.render(), ty, bound: vec![] };
+                    let of = Col { name: expr.render_part(), ty, bound: vec![] };
                     expr = self.scalar(ty, 1, &[of]);
                 }
                 items.push(item(expr, &name));
@@ -240,7 +261,7 @@ impl Generator<'_> {
         let having = match self.chance(20) {
             true => {
                 let ty = self.aggregate_type(&scope);
-                let of = Col { name: self.aggregate(ty, &scope).render(), ty, bound: vec![] };
+                let of = Col { name: self.aggregate(ty, &scope).render_part(), ty, bound: vec![] };
                 sql!(" having ", self.predicate(1, &[of])).optional()
             }
             false => "".into(),
@@ -296,7 +317,8 @@ impl Generator<'_> {
         let call = match self.rng.random_range(0..4) {
             0 => sql!("avg(", self.scalar(Type::Double, 1, scope), ")"),
             1 => sql!("avg(", self.scalar(Type::Int, 1, scope), ")"),
-            2 => sql!("sum(", self.scalar(Type::Double, 1, scope), " / 3.0)"),
+            // Of one sign: a sum near zero would be made of last digits.
+            2 => sql!("sum(abs(", self.scalar(Type::Double, 1, scope), ") / 3.0)"),
             _ => {
                 let ty = self.type_in(scope);
                 let column = self.column(ty, scope).unwrap_or_else(|| "1".into());
@@ -336,7 +358,7 @@ impl Generator<'_> {
         }
         let mut qualify = Sql::from("");
         if self.chance(20) {
-            let of = Col { name: self.window(Type::BigInt, &scope).render(), ty: Type::BigInt, bound: vec![] };
+            let of = Col { name: self.window(Type::BigInt, &scope).render_part(), ty: Type::BigInt, bound: vec![] };
             let predicate = self.predicate(0, std::slice::from_ref(&of));
             // DataFusion wants a window in it.
             if predicate.render().contains(&of.name) {
@@ -452,7 +474,9 @@ impl Generator<'_> {
         if !self.ctes.is_empty() && self.chance(40) {
             let (name, outs) = self.ctes.choose(&mut self.rng).cloned().expect("not empty");
             if !outs.is_empty() {
-                let columns = of_outs(outs);
+                // Their columns are bound in another query, which keeps them for as long as this one reads them.
+                let mut columns = of_outs(outs);
+                columns.iter_mut().for_each(|c| c.bound.truncate(1));
                 return (sql!(name, " as ", bind).part(Kind::Relation), columns);
             }
         }
@@ -579,12 +603,17 @@ impl Generator<'_> {
                 }
             }
             4..8 => {
-                let ty = self.type_in(&inner);
+                let ty = self.type_in(if not.is_empty() { &inner } else { outer });
                 // DataFusion decorrelates `in`, and no `not in`.
                 let correlated = not.is_empty() && self.chance(25);
                 let correlation = if correlated { self.correlation(outer, &inner) } else { None };
                 let filter = filter(vec![correlation, own]);
-                let (of, shown) = (self.scalar(ty, 1, outer), self.scalar(ty, 0, &inner));
+                // A constant that is `not in` something is a filter to DataFusion, which forgets about nulls.
+                let of = match self.column(ty, outer) {
+                    Some(column) if !not.is_empty() => column.into(),
+                    _ => self.scalar(ty, 1, outer),
+                };
+                let shown = self.scalar(ty, 0, &inner);
                 sql!(of, " ", not, "in (select ", shown, " from ", relation, filter, ")")
             }
             _ => {

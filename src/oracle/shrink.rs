@@ -67,6 +67,8 @@ impl Search<'_> {
         let mut simple = self.case.clone();
         (simple.workers, simple.pipelined) = (1, false);
         self.take_if_it_fails(simple);
+        let without_models = Case { models: false, ..self.case.clone() };
+        self.take_if_it_fails(without_models);
         // All in one, or two neighbours in one.
         let mut one = self.case.clone();
         one.epochs = vec![one.epochs.concat()];
@@ -150,7 +152,10 @@ pub fn script(case: &Case, runtime: &Runtime) -> String {
     for table in &case.tables {
         say(&format!("statement ok\n{}\n", table.create()));
     }
-    let sql = case.query.render();
+    let (models, sql) = case.sql();
+    for model in &models {
+        say(&format!("statement ok\ncreate model {} as\n{}\n", model.name, model.sql));
+    }
     say(&format!("statement ok\ncreate materialized view v as\n{sql}\n"));
     let mut database = Database::new(&case.tables);
     for steps in &case.epochs {
@@ -168,7 +173,7 @@ pub fn script(case: &Case, runtime: &Runtime) -> String {
             say("# the rows of this epoch have no row format");
         }
     }
-    let answer = runtime.block_on(async { Batch::plan(&sql, &database).await?.answer(&database).await });
+    let answer = runtime.block_on(async { Batch::plan(&models, &sql, &database).await?.answer(&database).await });
     match answer {
         Ok(answer) => {
             let types = "?".repeat(answer.num_columns().max(1));

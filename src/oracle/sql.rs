@@ -77,6 +77,22 @@ impl Sql {
         out
     }
 
+    /// As text, where every name is taken to be bound.
+    pub fn render_part(&self) -> String {
+        let mut names = HashSet::new();
+        self.needed(&mut names);
+        let mut out = String::new();
+        self.write(&names, &mut out);
+        out
+    }
+
+    fn needed<'a>(&'a self, names: &mut HashSet<&'a str>) {
+        match self {
+            Sql::While { bound, .. } => names.extend(bound.iter().map(String::as_str)),
+            _ => self.children().for_each(|child| child.needed(names)),
+        }
+    }
+
     fn bound<'a>(&'a self, names: &mut HashSet<&'a str>) {
         match self {
             Sql::Bind(name) => drop(names.insert(name)),
@@ -137,13 +153,8 @@ impl Sql {
         }
     }
 
-    /// The tree with its `n`th part made simpler, from the whole to the details; `None` when there are no more than `n`.
-    pub fn simpler(&self, mut n: usize) -> Option<Sql> {
-        let mut tree = self.clone();
-        tree.simplify(&mut n).then_some(tree)
-    }
-
-    fn simplify(&mut self, n: &mut usize) -> bool {
+    /// Makes the tree's `n`th part simpler, from the whole to the details; otherwise takes the number of its parts off `n`.
+    pub fn simplify(&mut self, n: &mut usize) -> bool {
         let own = self.own_simpler();
         if *n < own.len() {
             *self = own.into_iter().nth(*n).expect("it was counted");
@@ -196,7 +207,11 @@ mod tests {
             sql!(" where ", sql!("not ", sql!("p").part(Kind::Predicate)).part_or(Kind::Predicate, "true")).optional(),
             Sql::Clause(" order by ", Box::new(Sql::List(", ", vec![tie("A"), tie("B")]))),
         );
-        let all: Vec<String> = (0..).map_while(|n| tree.simpler(n)).map(|t| t.render()).collect();
+        let simpler = |mut n: usize| {
+            let mut tree = tree.clone();
+            tree.simplify(&mut n).then(|| tree.render())
+        };
+        let all: Vec<String> = (0..).map_while(simpler).collect();
         assert_eq!(
             all,
             [

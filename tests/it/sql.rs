@@ -1,6 +1,6 @@
 //! The files under tests/sql: statements change tables, views are maintained from the tables' events, queries read the views.
 //!
-//! Besides SQL a file may say `begin` and `commit` (what lies between is one epoch), `truncate <table>`, and `redeliver <table>` (all events of
+//! `create model <name> as` names a query for the views after it, which is maintained for itself. Besides SQL a file may say `begin` and `commit` (what lies between is one epoch), `truncate <table>`, and `redeliver <table>` (all events of
 //! the table come once more). A table needs a primary key; an insert of a key that is there replaces its row. After every epoch each view
 //! is compared with DataFusion's answer in batch, whatever the file asks.
 
@@ -17,7 +17,7 @@ use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 use freshet::decode::Decoded;
 use freshet::oracle::{
-    Batch, Cells, Column, Database, Event, Maintained, Step, TableDef, Type, difference, printed, session,
+    Batch, Cells, Column, Database, Event, Maintained, Named, Step, TableDef, Type, difference, printed, session,
 };
 use sqllogictest::{ColumnType, DB, DBOutput, Runner};
 use tokio::runtime::Runtime;
@@ -48,6 +48,7 @@ fn failed<T>(reason: impl std::fmt::Display) -> Result<T> {
 struct Session {
     runtime: Runtime,
     database: Database,
+    models: Vec<Named>,
     views: BTreeMap<String, (Maintained, Batch)>,
     /// Events since `begin`.
     open: Option<Vec<Decoded>>,
@@ -69,6 +70,10 @@ impl DB for Session {
             ["truncate", table] => self.apply(table, Event::Truncate)?,
             ["redeliver", table] => self.apply(table, Event::Redeliver)?,
             ["create", "materialized", "view"] => self.create_view(sql)?,
+            ["create", "model", _] => {
+                let (name, sql) = named(sql, 2)?;
+                self.models.push(Named { name, sql });
+            }
             ["create" | "insert" | "update" | "delete", ..] => self.statement(sql)?,
             _ => return self.query(sql),
         }
@@ -79,7 +84,7 @@ impl DB for Session {
 impl Session {
     fn new(workers: usize) -> Session {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        Session { runtime, database: Database::default(), views: BTreeMap::new(), open: None, workers }
+        Session { runtime, database: Database::default(), models: vec![], views: BTreeMap::new(), open: None, workers }
     }
 
     fn apply(&mut self, table: &str, event: Event) -> Result<()> {
@@ -125,17 +130,15 @@ impl Session {
     }
 
     fn create_view(&mut self, sql: &str) -> Result<()> {
-        let rest = sql.splitn(4, char::is_whitespace).nth(3).unwrap_or_default().trim();
-        let Some((name, query)) = rest.split_once(char::is_whitespace) else { return failed("a view has a name") };
-        let query = query.trim().strip_prefix("as").unwrap_or(query).trim();
-        let batch = self.runtime.block_on(Batch::plan(query, &self.database))?;
-        let plan = Maintained::plan(query, &self.database).map_err(|e| Failed(e.to_string()))?;
+        let (name, query) = named(sql, 3)?;
+        let batch = self.runtime.block_on(Batch::plan(&self.models, &query, &self.database))?;
+        let plan = Maintained::plan(&self.models, &query, &self.database).map_err(|e| Failed(e.to_string()))?;
         let started = Maintained::start(plan, &self.database, self.workers);
         let mut maintained = started.map_err(|e| Failed(e.to_string()))?;
         let history = self.database.history();
         maintained.send(history).and_then(|()| maintained.receive()).map_err(|e| Failed(e.to_string()))?;
-        Self::compare(&self.runtime, name, &maintained, &batch, &self.database)?;
-        self.views.insert(name.to_string(), (maintained, batch));
+        Self::compare(&self.runtime, &name, &maintained, &batch, &self.database)?;
+        self.views.insert(name, (maintained, batch));
         Ok(())
     }
 
@@ -282,6 +285,19 @@ impl Session {
         let table = self.table(&relation.to_string())?;
         Ok((table, self.def(table)))
     }
+}
+
+/// The name after so many words, and the query after `as`.
+fn named(sql: &str, words: usize) -> Result<(String, String)> {
+    let mut rest = sql;
+    for _ in 0..words {
+        rest = rest.trim_start().split_once(char::is_whitespace).map_or("", |(_, rest)| rest);
+    }
+    let found = rest.trim_start().split_once(char::is_whitespace).and_then(|(name, rest)| {
+        let query = rest.trim_start().strip_prefix("as")?;
+        Some((name.to_string(), query.trim().to_string()))
+    });
+    found.ok_or_else(|| Failed(format!("a name and `as` were expected: {sql}")))
 }
 
 fn key_columns(def: &TableDef) -> Vec<&str> {
