@@ -27,6 +27,7 @@ use super::super::aggregate;
 use super::super::codec::{self, Codec};
 use super::super::graph::{Emit, Graph, KeyedValue, NodeId, NullKeys, Operator, Stage, WindowCalls};
 use super::message;
+use super::opaque::Opaque;
 
 /// Why a plan cannot be maintained, and the word to look for in the SQL.
 #[derive(Debug)]
@@ -99,6 +100,10 @@ impl Lowering<'_> {
                 Ok(self.linear(node, stages, schema_of(plan)))
             }
             LogicalPlan::SubqueryAlias(alias) => self.bounded(&alias.input, bounds),
+            LogicalPlan::Extension(extension) => match Opaque::of(extension) {
+                Some(opaque) => self.bounded(&opaque.input, bounds),
+                None => refuse("select", format!("{} cannot be maintained", extension.node.name())),
+            },
             LogicalPlan::Subquery(subquery) => self.lower(&subquery.subquery),
             LogicalPlan::Repartition(repartition) => self.lower(&repartition.input),
             LogicalPlan::Filter(filter) => {

@@ -4,6 +4,7 @@
 //! time; what cannot is refused by name, with its line. DataFusion parses, resolves and optimises; the same plan run in batch is the oracle.
 
 mod lower;
+mod opaque;
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,10 +16,14 @@ use datafusion::catalog::MemTable;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::datasource::empty::EmptyTable;
 use datafusion::error::DataFusionError;
+use datafusion::execution::SessionStateBuilder;
 use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
+use datafusion::optimizer::Optimizer;
+use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 
 use self::lower::{Lowering, Refusal, Relations};
+use self::opaque::HideDependencies;
 use super::codec;
 use super::graph::{Graph, KeyedValue, NodeId, NullKeys, Operator};
 use crate::config::{DataTest, Line, Materialized, Model, Severity, TestKind};
@@ -294,7 +299,7 @@ impl Plan {
 
     /// The view computed from scratch over whole tables, by DataFusion's own execution: what the maintained one must equal.
     pub async fn batch_view(&self, tables: Vec<RecordBatch>) -> Result<RecordBatch, DataFusionError> {
-        let context = context();
+        let context = batch_context();
         for (table, batch) in self.tables.iter().zip(tables) {
             let provider = MemTable::try_new(table.columns.clone(), vec![vec![batch]])?;
             context.register_table(table.name(), Arc::new(provider))?;
@@ -332,16 +337,43 @@ fn located(steps: &[Step], view: &str, refusal: Refusal) -> PlanError {
     }
 }
 
-fn context() -> SessionContext {
-    let config = SessionConfig::new()
+fn config() -> SessionConfig {
+    SessionConfig::new()
         .with_target_partitions(1)
         // Text stays the type that the tables have.
         .set_bool("datafusion.sql_parser.map_string_types_to_utf8view", false)
         // Identifiers are the database's: their case counts.
         .set_bool("datafusion.sql_parser.enable_ident_normalization", true)
         // A scalar subquery is a join: that is what can be maintained.
-        .set_bool("datafusion.optimizer.enable_physical_uncorrelated_scalar_subquery", false);
-    SessionContext::new_with_config(config)
+        .set_bool("datafusion.optimizer.enable_physical_uncorrelated_scalar_subquery", false)
+}
+
+/// Parses and optimises what is to be maintained.
+fn context() -> SessionContext {
+    let mut rules = Optimizer::new().rules;
+    let at = rules.iter().position(|rule| rule.name() == PRUNING).expect("DataFusion prunes columns");
+    rules.insert(at, Arc::new(HideDependencies));
+    let state = SessionStateBuilder::new_with_default_features().with_config(config()).with_optimizer_rules(rules);
+    SessionContext::new_with_state(state.build())
+}
+
+/// DataFusion's rule that drops columns nobody reads, and some that only seem to be determined by others (see [`opaque`]).
+const PRUNING: &str = "optimize_projections";
+
+/// Rules of DataFusion's physical optimiser that lose rows: a predicate that is moved through a projection keeps its columns' numbers.
+const WRONG_IN_BATCH: &[&str] = &["FilterPushdown", "FilterPushdown(Post)"];
+
+/// Computes in batch, without the rules that are known to give wrong answers.
+fn batch_context() -> SessionContext {
+    let mut logical = Optimizer::new().rules;
+    logical.retain(|rule| rule.name() != PRUNING);
+    let mut physical = PhysicalOptimizer::new().rules;
+    physical.retain(|rule| !WRONG_IN_BATCH.contains(&rule.name()));
+    let state = SessionStateBuilder::new_with_default_features()
+        .with_config(config())
+        .with_optimizer_rules(logical)
+        .with_physical_optimizer_rules(physical);
+    SessionContext::new_with_state(state.build())
 }
 
 /// One query of a plan, and what becomes of its rows.
