@@ -74,7 +74,8 @@ impl Query {
         }
         n -= self.named.len();
         let parts = query.named.iter_mut().map(|(_, sql)| sql);
-        parts.chain([&mut query.body]).any(|part| part.simplify(&mut n)).then_some(query)
+        let simpler = parts.chain([&mut query.body]).any(|part| part.simplify(&mut n));
+        simpler.then_some(query)
     }
 }
 

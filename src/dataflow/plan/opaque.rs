@@ -96,7 +96,8 @@ impl OptimizerRule for HideDependencies {
                     }
                     _ => Transformed::no(LogicalPlan::Extension(outer)),
                 },
-                other => Transformed::no(other),
+                // What its input determines has changed.
+                other => Transformed::no(other.recompute_schema()?),
             })
         })
     }
