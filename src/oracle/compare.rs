@@ -44,7 +44,7 @@ pub fn difference(maintained: &RecordBatch, batch: &RecordBatch) -> Result<Optio
         }
     }
     let parser = converter.parser();
-    let mut rows = |positive: bool| -> Result<Vec<Vec<ScalarValue>>> {
+    let rows = |positive: bool| -> Result<Vec<Vec<ScalarValue>>> {
         let of = counts.iter().filter(|(_, count)| (**count > 0) == positive);
         let of = of.flat_map(|(row, count)| std::iter::repeat_n(row, count.unsigned_abs()));
         let columns = converter.convert_rows(of.map(|row| parser.parse(row)))?;

@@ -351,14 +351,17 @@ fn config() -> SessionConfig {
 /// Parses and optimises what is to be maintained.
 fn context() -> SessionContext {
     let mut rules = Optimizer::new().rules;
-    let at = rules.iter().position(|rule| rule.name() == PRUNING).expect("DataFusion prunes columns");
+    // Before all rules, and once more where subqueries have become joins.
+    let at = rules.iter().position(|rule| rule.name() == WRONG[0]).expect("DataFusion prunes columns");
     rules.insert(at, Arc::new(HideDependencies));
+    rules.insert(0, Arc::new(HideDependencies));
     let state = SessionStateBuilder::new_with_default_features().with_config(config()).with_optimizer_rules(rules);
     SessionContext::new_with_state(state.build())
 }
 
-/// DataFusion's rule that drops columns nobody reads, and some that only seem to be determined by others (see [`opaque`]).
-const PRUNING: &str = "optimize_projections";
+/// DataFusion's rules that drop columns which only seem to be determined by others (see [`opaque`]). The first one also drops those that
+/// nobody reads.
+const WRONG: &[&str] = &["optimize_projections", "eliminate_duplicated_expr"];
 
 /// Rules of DataFusion's physical optimiser that lose rows: a predicate that is moved through a projection keeps its columns' numbers.
 const WRONG_IN_BATCH: &[&str] = &["FilterPushdown", "FilterPushdown(Post)"];
@@ -366,7 +369,7 @@ const WRONG_IN_BATCH: &[&str] = &["FilterPushdown", "FilterPushdown(Post)"];
 /// Computes in batch, without the rules that are known to give wrong answers.
 fn batch_context() -> SessionContext {
     let mut logical = Optimizer::new().rules;
-    logical.retain(|rule| rule.name() != PRUNING);
+    logical.retain(|rule| !WRONG.contains(&rule.name()));
     let mut physical = PhysicalOptimizer::new().rules;
     physical.retain(|rule| !WRONG_IN_BATCH.contains(&rule.name()));
     let state = SessionStateBuilder::new_with_default_features()
