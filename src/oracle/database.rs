@@ -108,8 +108,7 @@ impl Database {
             out.push(decoded);
         }
         // What was delivered twice is not kept twice.
-        let mut seen: BTreeMap<Partition, Offset> = BTreeMap::new();
-        self.sent.iter().for_each(|d| drop(seen.insert(d.partition.clone(), d.end)));
+        let mut seen: BTreeMap<Partition, Offset> = self.sent.iter().map(|d| (d.partition.clone(), d.end)).collect();
         for decoded in &out {
             if seen.get(&decoded.partition).is_none_or(|end| *end < decoded.end) {
                 seen.insert(decoded.partition.clone(), decoded.end);
