@@ -176,7 +176,7 @@ impl<'scope, 'a> Rendering<'scope, 'a> {
             Operator::Constant { rows } => {
                 // One worker has them; they are there before the first epoch.
                 let rows = if self.index == 0 { rows.clone() } else { vec![] };
-                rows.into_iter().map(|row| (row, 0, 1)).to_stream(self.scope.clone())
+                rows.into_iter().map(|row| (row, 0, 1)).to_stream(self.scope)
             }
             Operator::Linear { input, stages } => {
                 let linear = Linear::rows(self.graph.schema(*input), stages, &node.schema);

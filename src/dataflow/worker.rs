@@ -160,7 +160,7 @@ fn run(
             let (input, rows) = match source {
                 Some(id) => {
                     let mut input = Input::new();
-                    let rows = latest(&mut input, scope.clone(), row_type.clone(), Share::new(stats[*id].clone()));
+                    let rows = latest(&mut input, scope, row_type.clone(), Share::new(stats[*id].clone()));
                     (Some(input), Some(rows))
                 }
                 None => (None, None),

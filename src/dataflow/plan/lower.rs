@@ -482,7 +482,7 @@ impl Lowering<'_> {
         let mut node = self.lower(&window.input)?;
         let input_schema = window.input.schema();
         let width = input_schema.fields().len();
-        let mut groups: Vec<(String, Vec<(usize, Arc<dyn WindowExpr>)>)> = Vec::new();
+        let mut groups: Vec<(String, Vec<NumberedCall>)> = Vec::new();
         for (n, expr) in window.window_expr.iter().enumerate() {
             let word = function_name(expr);
             let call = create_window_expr(expr, input_schema, &self.props)
@@ -506,8 +506,7 @@ impl Lowering<'_> {
             let (with_order, order) = self.computed(node, first.order_by().to_vec());
             fields.extend(self.graph.schema(with_order).fields()[before..].iter().cloned());
             let input = self.keyed(with_order, partition, NullKeys::Keep, None);
-            let of_calls: Vec<Arc<Field>> =
-                calls.iter().map(|(n, _)| window.schema.field(width + n).clone().into()).collect();
+            let of_calls: Vec<Arc<Field>> = calls.iter().map(|(n, _)| window.schema.field(width + n).clone()).collect();
             for (at, (n, _)) in calls.iter().enumerate() {
                 places[*n] = fields.len() + at;
             }
@@ -601,6 +600,9 @@ impl Lowering<'_> {
         Ok(self.add(Operator::Constant { rows }, schema))
     }
 }
+
+/// A window function and its place in the plan's node.
+type NumberedCall = (usize, Arc<dyn WindowExpr>);
 
 /// Both sides of a join.
 struct Sides {
