@@ -132,8 +132,11 @@ struct Gathered {
     keyed: BTreeMap<u64, Vec<ViewDiff>>,
     rows: BTreeMap<u64, Vec<(Row, isize)>>,
     /// Rows that fail a test, by its index.
-    violations: BTreeMap<u64, Vec<((usize, Row), isize)>>,
+    violations: BTreeMap<u64, Vec<ViolationDiff>>,
 }
+
+/// A row that fails the test of this index, and its diff.
+type ViolationDiff = ((usize, Row), isize);
 
 type Input = InputHandle<u64, CapacityContainerBuilder<Vec<Event>>>;
 

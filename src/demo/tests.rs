@@ -18,6 +18,9 @@ use crate::source::Source;
 use crate::source::kafka::KafkaSource;
 use crate::time::{Epoch, Position};
 
+/// Rows by their keys, both in row format.
+type Latest = BTreeMap<Box<[u8]>, Arc<[u8]>>;
+
 /// A shop and a reader of all that it writes.
 struct Street {
     shop: Shop,
@@ -31,7 +34,7 @@ struct Street {
     plan: Plan,
     read: Position,
     /// The latest rows of each table by their keys.
-    tables: Vec<BTreeMap<Box<[u8]>, Arc<[u8]>>>,
+    tables: Vec<Latest>,
     /// Events of each table by kind: snapshot, create, update, delete, tombstone.
     counts: [[u64; 5]; 5],
     config: Config,

@@ -80,7 +80,7 @@ impl Case {
         let epochs = random::epochs(&mut random::generator(seed, 1), &tables);
         let query = query::query(random::generator(seed, 2), &tables);
         let workers = workers.unwrap_or(1 + (seed % 2) as usize);
-        Case { tables, epochs, query, workers, pipelined: seed % 3 == 0, models: seed % 5 < 2 }
+        Case { tables, epochs, query, workers, pipelined: seed.is_multiple_of(3), models: seed % 5 < 2 }
     }
 
     pub fn check(&self, runtime: &Runtime) -> Outcome {

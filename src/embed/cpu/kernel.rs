@@ -248,8 +248,7 @@ mod generic {
     /// than f32 rounds by. Beyond, Phi is 0 or 1 to the last bit that counts.
     #[inline(always)]
     pub fn gelu<L: Lanes>(x: &mut [f32]) {
-        const P: [f32; 6] =
-            [3.989_419_9e-1, 3.514_262_3e-2, 4.761_633e-3, 1.828_605_4e-4, 6.530_698e-6, 2.221_540_4e-8];
+        const P: [f32; 6] = [3.989_42e-1, 3.514_262_3e-2, 4.761_633e-3, 1.828_605_4e-4, 6.530_698e-6, 2.221_540_4e-8];
         const Q: [f32; 6] = [1.0, 2.547_530_8e-1, 2.939_885_8e-2, 1.962_449_6e-3, 7.861_068e-5, 1.195_379_1e-6];
         for x in x {
             let inner = x.clamp(-5.5, 5.5);
@@ -263,7 +262,7 @@ mod generic {
     pub fn gelu_tanh<L: Lanes>(x: &mut [f32]) {
         for x in x {
             // (1 + tanh z) / 2 = 1 / (1 + e^-2z)
-            let z = 0.797_884_56 * mul_add::<L>(0.044_715 * *x * *x, *x, *x);
+            let z = 0.797_884_6 * mul_add::<L>(0.044_715 * *x * *x, *x, *x);
             *x /= 1.0 + exp::<L>(-2.0 * z);
         }
     }
@@ -274,7 +273,7 @@ mod generic {
         /// Adding it leaves a number rounded to whole ones in the low bits.
         const WHOLE: f32 = 12_582_912.0;
         const POWERS: [f32; 7] =
-            [1.0, 6.931_472e-1, 2.402_265_1e-1, 5.550_327_2e-2, 9.618_026e-3, 1.340_044_2e-3, 1.546_974_1e-4];
+            [1.0, 6.931_472e-1, 2.402_265e-1, 5.550_327e-2, 9.618_026e-3, 1.340_044_2e-3, 1.546_974_1e-4];
         let x = x.clamp(-87.0, 87.0);
         let shifted = mul_add::<L>(x, std::f32::consts::LOG2_E, WHOLE);
         let whole = shifted - WHOLE;
