@@ -83,6 +83,10 @@ impl TextEmbedder for StandIn {
     fn embed(&self, texts: &[&str], _: &mut dyn FnMut(BatchStats)) -> Result<Vec<Vec<f32>>, embed::Error> {
         Ok(texts.iter().map(|text| Self::vector(text)).collect())
     }
+
+    fn embed_query(&self, text: &str) -> Result<Vec<f32>, embed::Error> {
+        Ok(Self::vector(text))
+    }
 }
 
 pub struct Running {
