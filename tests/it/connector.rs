@@ -99,7 +99,8 @@ impl Connector {
 
     /// Sends the last `count` messages once more, as a connector does that was killed before it had stored its offsets.
     pub fn resend(&mut self, count: usize) {
-        for sent in self.log[self.log.len() - count..].to_vec() {
+        let last = self.log[self.log.len() - count..].to_vec();
+        for sent in last {
             self.raw(sent.partition, sent.key, sent.value);
         }
     }
