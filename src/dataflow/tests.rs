@@ -206,16 +206,20 @@ fn what_cannot_be_maintained_is_refused_by_name_and_line() {
     check("select name from shop__product", "no column id (index.key); it has name");
     check("select id from nothing", "nothing");
     check("select id, nam from shop__product", "nam");
-    check("select id,\n from\n from", "v.sql:3: ");
+    check("select id,\n,\n from shop__product", "v.sql:2: ");
 }
 
 #[test]
 fn the_shipped_model_is_planned() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("dataflows/product");
     let config = crate::config::load_with(&folder, |name| (name == "HOME").then(|| "/home/x".into())).unwrap();
-    let columns = RowType::from_contract(&config.sources[0]).unwrap().schema().clone();
-    let table = Table { schema: "shop".into(), table: "product".into(), columns };
-    let plan = Plan::new(&config.models, &config.view, &[table], &config.index.key).unwrap();
+    let table = |s: &Source| Table {
+        schema: s.schema.clone(),
+        table: s.table.clone(),
+        columns: RowType::from_contract(s).unwrap().schema().clone(),
+    };
+    let tables: Vec<Table> = config.sources.iter().map(table).collect();
+    let plan = Plan::new(&config.models, &config.view, &tables, &config.index.key).unwrap();
     let text = plan.view_schema().field_with_name("search_text").unwrap();
     assert_eq!(text.data_type(), &arrow::datatypes::DataType::Utf8);
     assert!(plan.to_string().contains("TableScan"), "{plan}");

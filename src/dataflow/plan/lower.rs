@@ -83,15 +83,23 @@ impl Lowering<'_> {
                         DFSchema::try_from(self.graph.schema(node).as_ref().clone()).map_err(|e| failed(&e))?;
                     stages.push(Stage::Filter(self.physical(filter, &schema)?));
                 }
-                // By name: of a source, fewer columns may be kept than it has. Nobody looks at the others, which are null here.
                 let kept = self.graph.schema(node);
-                let exprs = plan
-                    .schema()
-                    .fields()
-                    .iter()
-                    .map(|f| match kept.index_of(f.name()) {
-                        Ok(index) => Ok(column(kept, index)),
-                        Err(_) => Ok(lit(ScalarValue::try_from(f.data_type()).map_err(|e| failed(&e))?)),
+                let of_source = matches!(self.graph.nodes[node].operator, Operator::Source { .. });
+                let places: Vec<usize> = match &scan.projection {
+                    Some(columns) => columns.clone(),
+                    None => (0..plan.schema().fields().len()).collect(),
+                };
+                let exprs = places
+                    .into_iter()
+                    .zip(plan.schema().fields())
+                    .map(|(place, field)| match kept.index_of(field.name()) {
+                        // Only a source goes by names: fewer columns of it may be kept than it has. Nobody looks at the others, which
+                        // are null here.
+                        Ok(index) if of_source => Ok(column(kept, index)),
+                        Err(_) if of_source => {
+                            Ok(lit(ScalarValue::try_from(field.data_type()).map_err(|e| failed(&e))?))
+                        }
+                        _ => Ok(column(kept, place)),
                     })
                     .collect::<Lowered<Vec<Physical>>>()?;
                 if !is_identity(&exprs, kept) {
