@@ -37,7 +37,7 @@ pub(super) struct Maker {
     colours: Vec<&'static str>,
 }
 
-/// Rows of one record, from values of any kind.
+/// A row, from values of any kind.
 macro_rules! record {
     ($($value:expr),+ $(,)?) => { Box::from([$(Value::from($value)),+]) };
 }
