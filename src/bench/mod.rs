@@ -14,6 +14,7 @@ mod report;
 mod rig;
 mod search;
 mod sql;
+mod tpch;
 mod words;
 
 use std::path::{Path, PathBuf};
@@ -63,6 +64,10 @@ pub enum Bench {
     ///
     /// A seed is a case. One that fails is made as small as it can be and printed as a file for tests/sql.
     Oracle(crate::oracle::Options),
+    /// The queries of TPC-H as maintained views over its eight tables, which change while they run.
+    ///
+    /// Each view is compared with DataFusion's answer over the tables as they stand: after the load, on the way and at the end.
+    Tpch(tpch::Options),
 }
 
 /// Runs one benchmark.
@@ -74,6 +79,7 @@ pub async fn run(bench: Bench) -> Result<Report, Error> {
         Bench::Freshness(options) => freshness::run(&options).await,
         Bench::Search(options) => search::run(&options).await,
         Bench::Sql(options) => sql::run(&options).await,
+        Bench::Tpch(options) => tpch::run(&options).await,
         Bench::Oracle(options) => oracle::run(&options).await,
     }
 }

@@ -1,0 +1,178 @@
+//! The domains that TPC-H draws its texts from.
+
+pub(super) const REGIONS: [&str; 5] = ["AFRICA", "AMERICA", "ASIA", "EUROPE", "MIDDLE EAST"];
+
+/// Nations with their regions.
+pub(super) const NATIONS: [(&str, i64); 25] = [
+    ("ALGERIA", 0),
+    ("ARGENTINA", 1),
+    ("BRAZIL", 1),
+    ("CANADA", 1),
+    ("EGYPT", 4),
+    ("ETHIOPIA", 0),
+    ("FRANCE", 3),
+    ("GERMANY", 3),
+    ("INDIA", 2),
+    ("INDONESIA", 2),
+    ("IRAN", 4),
+    ("IRAQ", 4),
+    ("JAPAN", 2),
+    ("JORDAN", 4),
+    ("KENYA", 0),
+    ("MOROCCO", 0),
+    ("MOZAMBIQUE", 0),
+    ("PERU", 1),
+    ("CHINA", 2),
+    ("ROMANIA", 3),
+    ("SAUDI ARABIA", 4),
+    ("VIETNAM", 2),
+    ("RUSSIA", 3),
+    ("UNITED KINGDOM", 3),
+    ("UNITED STATES", 1),
+];
+
+pub(super) const SEGMENTS: &[&str] = &["AUTOMOBILE", "BUILDING", "FURNITURE", "MACHINERY", "HOUSEHOLD"];
+pub(super) const PRIORITIES: &[&str] = &["1-URGENT", "2-HIGH", "3-MEDIUM", "4-NOT SPECIFIED", "5-LOW"];
+pub(super) const INSTRUCTIONS: &[&str] = &["DELIVER IN PERSON", "COLLECT COD", "NONE", "TAKE BACK RETURN"];
+pub(super) const MODES: &[&str] = &["REG AIR", "AIR", "RAIL", "SHIP", "TRUCK", "MAIL", "FOB"];
+
+pub(super) const TYPES: [&[&str]; 3] = [
+    &["STANDARD", "SMALL", "MEDIUM", "LARGE", "ECONOMY", "PROMO"],
+    &["ANODIZED", "BURNISHED", "PLATED", "POLISHED", "BRUSHED"],
+    &["TIN", "NICKEL", "BRASS", "STEEL", "COPPER"],
+];
+pub(super) const CONTAINERS: [&[&str]; 2] =
+    [&["SM", "LG", "MED", "JUMBO", "WRAP"], &["CASE", "BOX", "BAG", "JAR", "PKG", "PACK", "CAN", "DRUM"]];
+
+/// What parts are named after.
+pub(super) const COLOURS: &str = "almond antique aquamarine azure beige bisque black blanched blue blush brown burlywood burnished \
+    chartreuse chiffon chocolate coral cornflower cornsilk cream cyan dark deep dim dodger drab firebrick floral forest frosted gainsboro \
+    ghost goldenrod green grey honeydew hot indian ivory khaki lace lavender lawn lemon light lime linen magenta maroon medium metallic \
+    midnight mint misty moccasin navajo navy olive orange orchid pale papaya peach peru pink plum powder puff purple red rose rosy royal \
+    saddle salmon sandy seashell sienna sky slate smoke snow spring steel tan thistle tomato turquoise violet wheat white yellow";
+
+/// Comments are sentences of a quality, a thing, a verb and an adverb.
+pub(super) const QUALITIES: &[&str] = &[
+    "special",
+    "pending",
+    "unusual",
+    "express",
+    "furious",
+    "sly",
+    "careful",
+    "blithe",
+    "quick",
+    "fluffy",
+    "slow",
+    "quiet",
+    "ruthless",
+    "thin",
+    "close",
+    "dogged",
+    "daring",
+    "brave",
+    "stealthy",
+    "permanent",
+    "enticing",
+    "idle",
+    "busy",
+    "regular",
+    "final",
+    "ironic",
+    "even",
+    "bold",
+    "silent",
+];
+pub(super) const THINGS: &[&str] = &[
+    "foxes",
+    "ideas",
+    "theodolites",
+    "pinto beans",
+    "instructions",
+    "dependencies",
+    "excuses",
+    "platelets",
+    "asymptotes",
+    "courts",
+    "dolphins",
+    "multipliers",
+    "sauternes",
+    "warthogs",
+    "frets",
+    "dinos",
+    "attainments",
+    "somas",
+    "pearls",
+    "braids",
+    "hockey players",
+    "waters",
+    "sheaves",
+    "depths",
+    "sentiments",
+    "decoys",
+    "realms",
+    "packages",
+    "requests",
+    "accounts",
+    "deposits",
+];
+pub(super) const VERBS: &[&str] = &[
+    "sleep",
+    "wake",
+    "are",
+    "cajole",
+    "haggle",
+    "nag",
+    "use",
+    "boost",
+    "affix",
+    "detect",
+    "integrate",
+    "maintain",
+    "nod",
+    "was",
+    "lose",
+    "sublate",
+    "solve",
+    "thrash",
+    "promise",
+    "engage",
+    "hinder",
+    "print",
+    "doze",
+    "run",
+    "dazzle",
+    "snooze",
+    "doubt",
+    "unwind",
+    "kindle",
+    "play",
+    "hang",
+    "believe",
+];
+pub(super) const ADVERBS: &[&str] = &[
+    "sometimes",
+    "always",
+    "never",
+    "furiously",
+    "slyly",
+    "carefully",
+    "blithely",
+    "quickly",
+    "fluffily",
+    "slowly",
+    "quietly",
+    "ruthlessly",
+    "thinly",
+    "closely",
+    "doggedly",
+    "daringly",
+    "bravely",
+    "stealthily",
+    "permanently",
+    "enticingly",
+    "idly",
+    "busily",
+    "regularly",
+    "finally",
+];
