@@ -307,10 +307,9 @@ class Peers:
         return http("GET", f"http://{HOST}:{PORTS['registry']}/apis/ccompat/v7/subjects", timeout=5)[0] == 200
 
     def _start_connect(self):
-        converter = "".join(
-            CONVERTER.format(side=side, url=f"http://{HOST}:{PORTS['registry']}/apis/registry/v2") for side in ("key", "value"))
-        conf = self._conf("connect.properties", CONNECT.format(host=HOST, kafka=PORTS["kafka"], port=PORTS["connect"], plugins=self.cache / "plugins") + converter)
-        return self._spawn("connect", [*self._kafka_class("1g"), "org.apache.kafka.connect.cli.ConnectDistributed", str(conf)])
+        text = CONNECT.format(host=HOST, kafka=PORTS["kafka"], port=PORTS["connect"], plugins=self.cache / "plugins")
+        command = [*self._kafka_class("1g"), "org.apache.kafka.connect.cli.ConnectDistributed", str(self._conf("connect.properties", text))]
+        return self._spawn("connect", command, env={**os.environ, **CONNECT_ENVIRONMENT})
 
     def _connect_ready(self):
         # /connectors is answered once the worker has joined its group and read its topics; /connector-plugins long before.
@@ -369,6 +368,7 @@ transaction.state.log.min.isr=1
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
+auto.create.topics.enable=false
 # The answer to "what does Freshet keep": nothing of a topic is ever thrown away here.
 log.retention.ms=-1
 """
@@ -393,19 +393,31 @@ topic.creation.enable=true
 plugin.path={plugins}
 # Apicurio's converter has no service file, so it is found only by looking through the jars.
 plugin.discovery=hybrid_warn
-key.converter=io.apicurio.registry.utils.converter.AvroConverter
-value.converter=io.apicurio.registry.utils.converter.AvroConverter
+# Connectors say themselves how keys and values are written (compose/connect); these two are for the one that does not.
+key.converter=org.apache.kafka.connect.json.JsonConverter
+value.converter=org.apache.kafka.connect.json.JsonConverter
+config.providers=env
+config.providers.env.class=org.apache.kafka.common.config.provider.EnvVarConfigProvider
 """
 
-# What makes it write as Confluent's own converter does: a zero byte, four bytes of id, the body.
-CONVERTER = """\
-{side}.converter.apicurio.registry.url={url}
-{side}.converter.apicurio.registry.auto-register=true
-{side}.converter.apicurio.registry.find-latest=true
-{side}.converter.apicurio.registry.as-confluent=true
-{side}.converter.apicurio.registry.headers.enabled=false
-{side}.converter.apicurio.registry.use-id=contentId
-"""
+# What the connectors of compose/connect take from the worker's environment.
+CONNECT_ENVIRONMENT = {
+    "KAFKA_SERVERS": f"{HOST}:{PORTS['kafka']}",
+    "REGISTRY_URL": f"http://{HOST}:{PORTS['registry']}/apis/registry/v2",
+    "POSTGRES_HOST": HOST,
+    "POSTGRES_PORT": str(PORTS["postgres"]),
+    "POSTGRES_USER": "freshet_cdc",
+    "POSTGRES_PASSWORD": "peers-only",
+    "MARIADB_HOST": HOST,
+    "MARIADB_PORT": str(PORTS["mariadb"]),
+    "MARIADB_USER": "freshet_cdc",
+    "MARIADB_PASSWORD": "peers-only",
+    # No SQL Server can be had here: nothing listens on this port.
+    "SQLSERVER_HOST": HOST,
+    "SQLSERVER_PORT": "11433",
+    "SQLSERVER_USER": "freshet_cdc",
+    "SQLSERVER_PASSWORD": "peers-only",
+}
 
 PROMETHEUS = """\
 global: {{scrape_interval: 5s, evaluation_interval: 5s}}
