@@ -1,6 +1,6 @@
 -- What Freshet needs of SQL Server: change data capture on the tables that it indexes, and a login that can read them and nothing else.
--- Run by the database's owner, with sqlcmd: $(cdc_password) is its variable. May be repeated. The table itself stands here for a database
--- that has none yet; yours is there already.
+-- Run by the database's owner, with sqlcmd: $(cdc_password) is its variable. May be repeated. The tables themselves stand here for a database
+-- that has none yet; yours are there already.
 :on error exit
 set nocount on;
 
@@ -19,15 +19,36 @@ if object_id('dbo.product') is null
         sku varchar(64) not null,
         name nvarchar(400) not null,
         description nvarchar(max) null,
-        brand nvarchar(200) null,
-        category nvarchar(200) not null,
-        list_price decimal(10, 2) not null,
-        currency char(3) not null constraint product_currency default 'EUR',
+        category_id bigint not null,
+        brand_id bigint null,
         stock int not null constraint product_stock default 0,
         status varchar(32) not null constraint product_status default 'active',
         is_active bit not null constraint product_is_active default 1,
         created_at datetime2(6) not null constraint product_created_at default sysutcdatetime(),
         updated_at datetimeoffset null
+    );
+if object_id('dbo.category') is null
+    create table dbo.category (
+        id bigint not null primary key, parent_id bigint null, name nvarchar(200) not null, description nvarchar(max) null
+    );
+if object_id('dbo.brand') is null
+    create table dbo.brand (id bigint not null primary key, name nvarchar(200) not null, country nvarchar(100) null);
+if object_id('dbo.price') is null
+    create table dbo.price (
+        id bigint not null primary key,
+        product_id bigint not null,
+        currency char(3) not null constraint price_currency default 'EUR',
+        amount decimal(10, 2) not null,
+        valid_from datetime2(6) not null
+    );
+if object_id('dbo.review') is null
+    create table dbo.review (
+        id bigint not null primary key,
+        product_id bigint not null,
+        rating smallint not null,
+        title nvarchar(400) not null,
+        body nvarchar(max) null,
+        created_at datetime2(6) not null constraint review_created_at default sysutcdatetime()
     );
 go
 -- Debezium's mailbox: a row put here asks for an incremental snapshot, and the connector marks its chunks here.
@@ -42,12 +63,19 @@ go
 if database_principal_id('cdc_reader') is null
     create role cdc_reader;
 go
-if not exists (select 1 from cdc.change_tables where source_object_id = object_id('dbo.product'))
+declare @table sysname;
+declare captured cursor local for
+    select name from sys.tables
+    where schema_id = schema_id('dbo') and name in ('product', 'category', 'brand', 'price', 'review', 'debezium_signal')
+        and object_id not in (select source_object_id from cdc.change_tables);
+open captured;
+fetch next from captured into @table;
+while @@fetch_status = 0
+begin
     exec sys.sp_cdc_enable_table
-        @source_schema = 'dbo', @source_name = 'product', @role_name = 'cdc_reader', @supports_net_changes = 0;
-if not exists (select 1 from cdc.change_tables where source_object_id = object_id('dbo.debezium_signal'))
-    exec sys.sp_cdc_enable_table
-        @source_schema = 'dbo', @source_name = 'debezium_signal', @role_name = 'cdc_reader', @supports_net_changes = 0;
+        @source_schema = 'dbo', @source_name = @table, @role_name = 'cdc_reader', @supports_net_changes = 0;
+    fetch next from captured into @table;
+end;
 go
 
 use master;
@@ -65,6 +93,10 @@ if user_id('freshet_cdc') is null
     create user freshet_cdc for login freshet_cdc;
 alter role cdc_reader add member freshet_cdc;
 grant select on object::dbo.product to freshet_cdc;
+grant select on object::dbo.category to freshet_cdc;
+grant select on object::dbo.brand to freshet_cdc;
+grant select on object::dbo.price to freshet_cdc;
+grant select on object::dbo.review to freshet_cdc;
 grant select on schema::cdc to freshet_cdc;
 grant select, insert, delete on object::dbo.debezium_signal to freshet_cdc;
 grant view database state to freshet_cdc;

@@ -34,7 +34,7 @@ def problems(connect, path):
     found, unreachable = [], False
     for config in configs:
         for error in config["value"]["errors"]:
-            if config["value"]["name"] == CONNECTION and ("refused" in error or "does not exist" in error):
+            if config["value"]["name"] == CONNECTION and "refused" in error:
                 unreachable = True
             else:
                 found.append(f"{config['value']['name']}: {error}")

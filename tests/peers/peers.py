@@ -118,9 +118,9 @@ def postgres_program(name):
     return str(found[-1])
 
 
-def fetch():
-    """Installs Debian's packages and fills the cache. What is there already is left alone."""
-    missing = [package for package, program in DEBIAN.items() if not (shutil.which(program) or glob.glob(program))]
+def fetch(**tools):
+    """Installs Debian's packages, these tools (package=program) among them, and fills the cache. What is there already is left alone."""
+    missing = [package for package, program in {**DEBIAN, **tools}.items() if not (shutil.which(program) or glob.glob(program))]
     if missing:
         print(f"peers: installing {' '.join(missing)}", file=sys.stderr)
         sudo = [] if os.geteuid() == 0 else ["sudo"]
