@@ -5,8 +5,10 @@
 
 use std::sync::{Arc, RwLock};
 
-use arrow::array::{Array, Float32Array, RecordBatch};
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::array::{Array, ArrayRef, Float32Array, RecordBatch};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
+use arrow::error::ArrowError;
 use arrow::json::WriterBuilder;
 use arrow::json::writer::JsonArray;
 use datafusion::common::DFSchema;
@@ -177,14 +179,57 @@ fn internal(e: impl std::fmt::Display) -> SearchError {
     SearchError::Internal(e.to_string())
 }
 
+/// Decimals of at most this many digits survive being read as a double, which is how JSON's readers take a number.
+const NUMBER_MAX_DIGITS: u8 = 15;
+
 /// A batch's rows as JSON objects, nulls included.
 fn rows(batch: &RecordBatch) -> Result<Vec<Map<String, Value>>, SearchError> {
+    let batch = exact(batch).map_err(internal)?;
     let mut bytes = Vec::new();
     let mut writer = WriterBuilder::new().with_explicit_nulls(true).build::<_, JsonArray>(&mut bytes);
-    writer.write(batch).and_then(|()| writer.finish()).map_err(internal)?;
+    writer.write(&batch).and_then(|()| writer.finish()).map_err(internal)?;
     drop(writer);
     if bytes.is_empty() {
         return Ok(Vec::new());
     }
     serde_json::from_slice(&bytes).map_err(internal)
+}
+
+/// Turns decimals into text whose digits a JSON number could lose: by the column's type, so that a column is always the one or the other.
+fn exact(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let column = |(field, column): (&FieldRef, &ArrayRef)| match field.data_type() {
+        DataType::Decimal128(digits, _) | DataType::Decimal256(digits, _) if *digits > NUMBER_MAX_DIGITS => {
+            Ok((Arc::new(Field::new(field.name(), DataType::Utf8, true)), cast(column, &DataType::Utf8)?))
+        }
+        _ => Ok((field.clone(), column.clone())),
+    };
+    let schema = batch.schema();
+    let columns = schema.fields().iter().zip(batch.columns()).map(column).collect::<Result<Vec<_>, ArrowError>>()?;
+    let (fields, columns): (Vec<FieldRef>, Vec<ArrayRef>) = columns.into_iter().unzip();
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::{Decimal128Array, Decimal256Array};
+    use arrow::datatypes::i256;
+    use serde_json::json;
+
+    #[test]
+    fn no_digit_of_a_decimal_is_lost() {
+        let small = Decimal128Array::from(vec![Some(-12_345), None]).with_precision_and_scale(10, 2).unwrap();
+        let digits = 99_999_999_999_999_999_999_999_999_990_123_456_789_i128;
+        let wide = Decimal128Array::from(vec![Some(digits), None]).with_precision_and_scale(38, 10).unwrap();
+        let wider =
+            Decimal256Array::from(vec![Some(i256::from_i128(-1)), None]).with_precision_and_scale(65, 30).unwrap();
+        let columns: Vec<(&str, ArrayRef)> =
+            vec![("small", Arc::new(small)), ("wide", Arc::new(wide)), ("wider", Arc::new(wider))];
+        let found = rows(&RecordBatch::try_from_iter(columns).unwrap()).unwrap();
+        let expect = json!([
+            {"small": -123.45, "wide": "9999999999999999999999999999.0123456789", "wider": "-0.000000000000000000000000000001"},
+            {"small": null, "wide": null, "wider": null},
+        ]);
+        assert_eq!(json!(found), expect);
+    }
 }
