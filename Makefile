@@ -5,11 +5,14 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 BIN := $(CARGO_TARGET_DIR)/release/freshet
 ARGS ?=
 
-.PHONY: help setup model build bin demo test
+.PHONY: help setup model build bin demo test stack e2e docs
 
 help:
 	@echo "make demo ARGS=\"...\"   runs everything in one process on made-up data (ARGS: see $(notdir $(BIN)) demo --help)"
 	@echo "make test              runs every test"
+	@echo "make stack             checks the files of the stack: compose, Kubernetes, Prometheus's rules"
+	@echo "make e2e               runs against real peers: Kafka, Debezium, a registry, PostgreSQL, MariaDB"
+	@echo "make docs              runs every command that the runbook and the onboarding give"
 	@echo "make build             builds the program"
 	@echo "make -s bin            prints the path of the built program"
 	@echo "make model             fetches the embedding model"
@@ -31,3 +34,12 @@ demo: model build
 
 test: model
 	cargo test --release --locked
+
+stack:
+	@tests/stack/check.sh
+
+e2e: model build
+	python3 -B tests/peers/e2e.py $(BIN) $(ARGS)
+
+docs: model build
+	python3 -B tests/peers/docs.py $(BIN)

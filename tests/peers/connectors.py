@@ -1,0 +1,60 @@
+#!/usr/bin/env python3
+"""Asks a running Kafka Connect whether the connectors of compose/connect are right: every value valid, no key that nobody knows.
+
+Debezium does not mind a key that it does not know, so a misspelt one would pass unseen: each key has to be among those that the connector's
+class names, or of a family that is handed on to something else. A database that cannot be reached is no fault of the file.
+
+    connectors.py [CONNECT_URL]        exit 1, and what is wrong by file and key
+"""
+
+import json
+import pathlib
+import sys
+
+from peers import HOST, PORTS, http
+
+FILES = sorted((pathlib.Path(__file__).resolve().parent.parent.parent / "compose/connect").glob("*.json"))
+# Families of keys that the connector's class hands on: to the converters, the database's driver, the topics that are made, the history's client.
+HANDED_ON = ("key.converter.", "value.converter.", "driver.", "topic.creation.", "schema.history.internal.kafka.")
+# Connect validates by connecting. Where nothing listens, this key carries the refusal.
+CONNECTION = "database.hostname"
+# Known to the connectors, by Debezium's documentation, and not in what their classes list.
+UNLISTED = {"field.name.adjustment.mode"}
+
+
+def problems(connect, path):
+    """What is wrong with one connector, and whether its database could not be reached."""
+    settings = json.loads(path.read_text())
+    kind = settings["connector.class"].rsplit(".", 1)[1]
+    status, body = http("PUT", f"{connect}/connector-plugins/{kind}/config/validate", {"name": path.stem, **settings}, timeout=120)
+    if status != 200:
+        return [f"Connect answers {status}: {body[:500].decode()}"], False
+    configs = json.loads(body)["configs"]
+    known = {c["definition"]["name"] for c in configs}
+    found, unreachable = [], False
+    for config in configs:
+        for error in config["value"]["errors"]:
+            if config["value"]["name"] == CONNECTION and "refused" in error:
+                unreachable = True
+            else:
+                found.append(f"{config['value']['name']}: {error}")
+    for key in settings:
+        if key not in known | UNLISTED and not key.startswith(HANDED_ON):
+            found.append(f"{key}: no such key")
+    return found, unreachable
+
+
+def main():
+    connect = sys.argv[1] if len(sys.argv) > 1 else f"http://{HOST}:{PORTS['connect']}"
+    wrong = 0
+    for path in FILES:
+        found, unreachable = problems(connect, path)
+        print(f"{path.name:24} {'WRONG' if found else 'valid'}{', its database not reached' if unreachable else ''}")
+        for line in found:
+            print(f"  {line}")
+        wrong += bool(found)
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,468 @@
+#!/usr/bin/env python3
+"""The end-to-end test: Freshet against the real peers. A shop in PostgreSQL changes in every way that hurts, while peers are killed and
+restarted; after each step the index has to equal the view's own SQL, run by PostgreSQL itself, value by value. Then the same for a table of
+MariaDB, with its own types.
+
+    e2e.py FRESHET [--products N] [--dir DIR] [--keep]
+
+FRESHET is the program; `make e2e` builds it. Progress goes to stderr; the last line, on stdout, is one JSON object with the time of each
+step. Exit 1 when an index differs or a wait ends, and what differs is said. `--keep` leaves the peers running and the data where it is.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+from compare import differences, read
+from connectors import problems
+from peers import CONNECT_ENVIRONMENT, HOST, ORDER, PORTS, REPO, PeerError, Peers, await_true, fetch, http
+
+SHOP = pathlib.Path(__file__).resolve().parent / "shop"
+MSHOP = SHOP.with_name("mshop")
+CONNECT = f"http://{HOST}:{PORTS['connect']}"
+LISTEN = f"{HOST}:18080"
+DIMENSION = 384
+SETTLE_SECONDS = 240
+
+
+def say(text):
+    print(f"e2e: {text}", file=sys.stderr, flush=True)
+
+
+class Database:
+    """PostgreSQL, as the shop sees it."""
+
+    command = ["psql", "-h", HOST, "-p", str(PORTS["postgres"]), "-U", "postgres", "-d", "shop", "-qAtX", "-v", "ON_ERROR_STOP=1"]
+    environment = {**os.environ, "PGOPTIONS": "-c timezone=UTC -c intervalstyle=iso_8601"}
+
+    def run(self, sql, *options):
+        done = subprocess.run([*self.command, *options], input=sql, env=self.environment, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise PeerError(f"psql: {done.stderr.strip()}\n{sql[:500]}")
+        return done.stdout
+
+    def file(self, path, **variables):
+        self.run("", "-f", str(path), *(f"--set={k}={v}" for k, v in variables.items()))
+
+    def view(self):
+        """The view's SQL over the tables as they are now: key -> row."""
+        sql = (SHOP / "models/search.sql").read_text()
+        for table in ("product", "category", "review"):
+            sql = sql.replace(f"{{{{ source('shop', '{table}') }}}}", f"public.{table}")
+        lines = self.run(f"select row_to_json(v) from (\n{sql}\n) v;").splitlines()
+        rows = (read(line) for line in lines)
+        return {row["id"]: row for row in rows}
+
+
+class MariaDb:
+    """MariaDB, as its shop sees it."""
+
+    columns = "id big name body price wide d at ts d1 t1 y1 e1 s1 b1 b10 j bin bl ti me".split()
+    # How a column is printed where JSON has no text for it.
+    printed = {"b1": "b1 + 0", "b10": "concat('=', b10 + 0)", "bin": "hex(bin)", "bl": "hex(bl)", "t1": "cast(t1 as char)", "at": "cast(at as char)",
+               "ts": "cast(ts as char)", "j": "cast(j as char)"}
+
+    def run(self, sql):
+        command = ["mariadb", "--no-defaults", "-h", HOST, "-P", str(PORTS["mariadb"]), "-u", "root", "-N", "-r", "--batch", "--default-character-set=utf8mb4",
+                   "--init-command=set time_zone = '+00:00'"]
+        done = subprocess.run(command, input=sql, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise PeerError(f"mariadb: {done.stderr.strip()}\n{sql[:500]}")
+        return done.stdout
+
+    def view(self):
+        pairs = ", ".join(f"'{c}', {self.printed.get(c, c)}" for c in self.columns)
+        lines = self.run(f"select json_object({pairs}, 'search_text', concat_ws('. ', name, body)) from shop.product;").splitlines()
+        rows = (read(line) for line in lines)
+        return {row["id"]: row for row in rows}
+
+
+class Writer(threading.Thread):
+    """Runs one transaction after another, `make(n)` for n = 0, 1, ...; `finish` waits until the last is committed."""
+
+    def __init__(self, database, make):
+        super().__init__(daemon=True)
+        self.database, self.make = database, make
+        self.stopped = threading.Event()
+        self.transactions = 0
+        self.error = None
+        self.start()
+
+    def run(self):
+        try:
+            while not self.stopped.wait(0.02):
+                self.database.run(self.make(self.transactions))
+                self.transactions += 1
+        except PeerError as error:
+            self.error = error
+
+    def finish(self):
+        self.stopped.set()
+        self.join()
+        if self.error:
+            raise self.error
+        return self.transactions
+
+
+class Freshet:
+    """The program under test."""
+
+    def __init__(self, program, dataflow, folder):
+        self.program, self.dataflow, self.folder, self.process = program, dataflow, folder, None
+        folder.mkdir(exist_ok=True)
+        self.log = folder / "freshet.log"
+
+    def start(self):
+        environment = {
+            **os.environ, "KAFKA_BOOTSTRAP_SERVERS": f"{HOST}:{PORTS['kafka']}",
+            "SCHEMA_REGISTRY_URL": f"http://{HOST}:{PORTS['registry']}/apis/ccompat/v7",
+            "FRESHET_DATA_DIR": str(self.folder / "data"), "FRESHET_LISTEN": LISTEN,
+        }
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen([self.program, "run", str(self.dataflow)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+        await_true("Freshet answers", lambda: http("GET", f"http://{LISTEN}/healthz")[0] == 200, 120, alive=self.assert_alive)
+
+    def assert_alive(self):
+        if self.process.poll() is not None:
+            raise PeerError(f"Freshet ended with {self.process.returncode}; the end of its log:\n{self.log.read_text()[-3000:]}")
+
+    def stop(self, kill=False):
+        if self.process and self.process.poll() is None:
+            (self.process.kill if kill else self.process.terminate)()
+            code = self.process.wait(60)
+            if not kill and code != 0:
+                raise PeerError(f"Freshet ended with {code} when it was asked to stop; the end of its log:\n{self.log.read_text()[-3000:]}")
+
+    def status(self):
+        return json.loads(http("GET", f"http://{LISTEN}/v1/status")[1])
+
+    def rows(self):
+        """The whole index: the nearest of all to any vector are all."""
+        body = {"vector": [1.0] + [0.0] * (DIMENSION - 1), "k": 100_000}
+        status, answer = http("POST", f"http://{LISTEN}/v1/search", body, timeout=60)
+        if status != 200:
+            raise PeerError(f"the search was answered {status}: {answer[:500].decode()}")
+        hits = read(answer)["hits"]
+        rows = {hit["key"]: hit["row"] for hit in hits}
+        if len(rows) != len(hits):
+            raise PeerError(f"the index has {len(hits)} rows of {len(rows)} keys")
+        return rows
+
+
+class Connector:
+    """One connector of compose/connect, as this test needs it."""
+
+    def __init__(self, name, **changes):
+        self.name = name
+        settings = json.loads((REPO / f"compose/connect/{name}.json").read_text())
+        self.settings = {**settings, **{k.replace("__", "."): v for k, v in changes.items()}}
+
+    def register(self):
+        status, body = http("PUT", f"{CONNECT}/connectors/{self.name}/config", self.settings, timeout=90)
+        if status not in (200, 201):
+            raise PeerError(f"{self.name} was answered {status}: {body.decode()[:1000]}")
+        self.await_running()
+
+    def await_running(self):
+        await_true(f"{self.name} runs", self.running, 120)
+
+    def running(self):
+        status, body = http("GET", f"{CONNECT}/connectors/{self.name}/status")
+        tasks = json.loads(body).get("tasks", []) if status == 200 else []
+        for task in tasks:
+            if task["state"] == "FAILED":
+                raise PeerError(f"the task of {self.name} failed: {task['trace'][:2000]}")
+        return bool(tasks) and all(t["state"] == "RUNNING" for t in tasks)
+
+    def delete(self):
+        http("DELETE", f"{CONNECT}/connectors/{self.name}")
+
+
+class Scenario:
+    """The steps, in their order: each method `step_...` is one, and each ends with the comparison."""
+
+    def __init__(self, program, folder, products):
+        self.folder, self.products = folder, products
+        self.peers = Peers(folder / "peers")
+        self.database = Database()
+        self.mariadb = MariaDb()
+        self.freshet = Freshet(program, SHOP, folder / "shop")
+        self.second = Freshet(program, MSHOP, folder / "mshop")
+        self.connector = Connector(
+            "postgres-product", heartbeat__interval__ms="1000",
+            # A truncate stands in one partition only, and is about the rows of all of them: the table that is truncated has one.
+            topic__creation__groups="rows,one", topic__creation__one__include="shop\\.public\\.review",
+            topic__creation__one__partitions="1", topic__creation__one__replication__factor="-1",
+            topic__creation__one__cleanup__policy="compact", topic__creation__rows__exclude="shop\\.public\\.review")
+        self.times = {}
+        self.marks = 0
+
+    def run(self):
+        for name in [n for n in dir(type(self)) if n.startswith("step_")]:
+            began = time.monotonic()
+            words = name.split("_", 2)[2].replace("_", " ")
+            say(words)
+            getattr(self, name)()
+            self.times[words] = round(time.monotonic() - began, 1)
+            say(f"  {self.times[words]} s")
+
+    def shopping(self, first):
+        """A shop's transactions; `first` and up are keys that nobody else uses."""
+        def make(n):
+            some, new = 1 + n * 7919 % self.products, first + n
+            return f"""begin;
+                insert into product select (fill({new}, 1)).*;
+                update product set list_price = list_price + 1, stock = (stock + 1) % 30000 where id = {some};
+                update product set name = name || '!' where id = {1 + n * 31 % self.products} and length(name) < 40;
+                delete from product where id = {new - 40} and {n} % 2 = 0;
+                update review set rating = 1 + (rating + 1) % 5 where id = {some};
+                commit;"""
+        return make
+
+    def settle(self):
+        """Waits until the index equals PostgreSQL's view; says what differs when it does not in time."""
+        # So that being equal can only mean that what came before has been seen: a row of every partition changes last.
+        self.marks += 1
+        self.database.run(f"update product set stock = {self.marks} where id between 2 and 40;")
+        self.equals(self.freshet, self.database.view())
+
+    def equals(self, freshet, expected):
+        last = []
+
+        def equal():
+            last[:] = differences(expected, freshet.rows())
+            return not last
+
+        try:
+            await_true("the index equals the view", equal, SETTLE_SECONDS, pause=1, alive=freshet.assert_alive)
+        except PeerError as error:
+            raise PeerError("\n  ".join([str(error), *last, json.dumps(freshet.status())])) from None
+        say(f"  {len(expected)} rows equal, value by value")
+
+    # ---- the steps ----------------------------------------------------------------------------------------------------------
+
+    def step_01_start_the_peers(self):
+        self.peers.start("postgres", "kafka", "registry", "connect", "prometheus")
+
+    def step_02_fill_the_shop(self):
+        subprocess.run([*Database.command[:-1], "ON_ERROR_STOP=1", "-d", "postgres", "-c", "create database shop"], check=True)
+        self.database.file(SHOP / "schema.sql", products=self.products)
+        self.database.file(REPO / "compose/postgres/setup.sql", cdc_password=CONNECT_ENVIRONMENT["POSTGRES_PASSWORD"])
+
+    def step_03_validate_the_connectors(self):
+        for name in ("postgres-product", "sqlserver-product"):
+            found, unreachable = problems(CONNECT, REPO / f"compose/connect/{name}.json")
+            if found or unreachable != name.startswith("sqlserver"):
+                raise PeerError(f"{name} is not valid: {found}")
+
+    def step_04_snapshot_while_writes_go_on(self):
+        writer = Writer(self.database, self.shopping(1_000_001))
+        self.connector.register()
+        self.freshet.start()
+        await_true("rows are searchable", lambda: self.freshet.status()["index"]["rows"] > 0, SETTLE_SECONDS, alive=self.freshet.assert_alive)
+        say(f"  {writer.finish()} transactions meanwhile")
+        self.settle()
+
+    def step_05_keys_that_change_and_rows_born_again(self):
+        self.database.run("""
+            update product set id = id + 5000000 where id between 100 and 120;
+            begin; delete from product where id = 121; insert into product select (fill(121, 3)).*; commit;
+            begin; update product set name = 'never seen' where id < 50; rollback;
+            begin; insert into product select (fill(6000000, 0)).*; update product set name = 'twice' where id = 6000000;
+                delete from product where id = 6000000; commit;
+            update product set is_active = not is_active where id between 130 and 150;
+            update category set name = name || ' (new)' where id % 5 = 0;
+            delete from category where id = 7;
+            """)
+        self.settle()
+
+    def step_06_long_texts_that_are_left_alone(self):
+        # An update of another column sends a placeholder in the text's place; an update of the text sends it.
+        self.database.run(f"""
+            update product set sold = 77 where id % 500 = 0;
+            update product set description = repeat('a new long text ', 300) where id = {self.products // 500 * 500};
+            update product set sold = 78 where id = {self.products // 500 * 500};
+            """)
+        self.settle()
+
+    def step_07_truncate(self):
+        self.database.run("truncate review;")
+        self.settle()
+        self.database.run("insert into review select n, 1 + n % 50, 1 + n % 5, '2026-05-05 05:05:05+00' from generate_series(1, 200) n;")
+        self.settle()
+
+    def step_08_alter_table(self):
+        for change in (
+            "alter table product add column added text", "alter table product add column counted int not null default 7",
+            "alter table product drop column note", "alter table product rename column old_name to new_name",
+            "alter table product alter column sold type bigint", "alter table product alter column stock type int",
+        ):
+            self.database.run(f"{change}; update product set sold = coalesce(sold, 0) / 2 + 1 where id between 200 and 260;")
+        self.database.run("update product set sold = 9223372036854775807, stock = 2147483647 where id = 201;")
+        self.settle()
+
+    def step_09_incremental_snapshot_among_changes(self):
+        before = self.snapshots()
+        writer = Writer(self.database, lambda n: f"update product set sold = sold / 2 + 3 where id = {1 + n * 7919 % self.products};")
+        self.database.run("""insert into debezium_signal values
+            ('again', 'execute-snapshot', '{"data-collections": ["public.product"], "type": "incremental"}');""")
+        # A row that changes while its chunk is read comes as its change alone.
+        await_true("the incremental snapshot is read", lambda: self.snapshots() - before > 0.9 * self.products, SETTLE_SECONDS, alive=self.freshet.assert_alive)
+        say(f"  {writer.finish()} changes meanwhile")
+        self.settle()
+
+    def snapshots(self):
+        """Snapshot events since this Freshet was started."""
+        for line in http("GET", f"http://{LISTEN}/metrics")[1].decode().splitlines():
+            if line.startswith('freshet_events_total{op="snapshot"}'):
+                return int(line.split()[1])
+        raise PeerError("there is no freshet_events_total for snapshots")
+
+    def step_10_connector_killed_so_that_events_repeat(self):
+        self.under_load("connect", self.connector.await_running)
+
+    def step_11_broker_killed(self):
+        self.under_load("kafka", self.connector.await_running)
+
+    def step_12_database_killed(self):
+        self.peers.kill("postgres")
+        self.peers.start("postgres")
+        self.connector.await_running()
+        self.settle()
+
+    def under_load(self, peer, ready):
+        writer = Writer(self.database, self.shopping(3_000_001 + 100_000 * ORDER.index(peer)))
+        self.peers.kill(peer)
+        self.peers.start(peer)
+        ready()
+        say(f"  {writer.finish()} transactions meanwhile")
+        self.settle()
+
+    def step_13_registry_restored_from_its_export(self):
+        # Its storage is memory: what it gives out before it is killed is all that is left of it.
+        admin = f"http://{HOST}:{PORTS['registry']}/apis/registry/v2/admin"
+        status, export = http("GET", f"{admin}/export")
+        self.peers.kill("registry")
+        self.peers.start("registry")
+        keep = {"Content-Type": "application/zip", "X-Registry-Preserve-GlobalId": "true", "X-Registry-Preserve-ContentId": "true"}
+        put, _ = http("POST", f"{admin}/import", export, keep)
+        if (status, put) != (200, 204):
+            raise PeerError(f"the registry's export was answered {status}, its import {put}")
+        # A new shape asks for a new id.
+        self.database.run("alter table product add column after_restore text; update product set sold = 5 where id between 270 and 280;")
+        self.settle()
+
+    def step_14_freshet_killed(self):
+        self.freshet.stop(kill=True)
+        self.database.run("update product set name = name || ' (while it was away)' where id between 300 and 310; delete from product where id between 311 and 320;")
+        self.freshet.start()
+        self.settle()
+
+    def step_15_prometheus_sees_it(self):
+        url = f"http://{HOST}:{PORTS['prometheus']}/api/v1/"
+        def recorded():
+            return json.loads(http("GET", url + "query?query=freshet:lag_events:sum")[1])["data"]["result"]
+        await_true("Prometheus has scraped and recorded", recorded, 60)
+        rules = [r for g in json.loads(http("GET", url + "rules")[1])["data"]["groups"] for r in g["rules"]]
+        sick = [r["name"] for r in rules if r["health"] == "err"]
+        if sick or len(rules) < 10:
+            raise PeerError(f"of {len(rules)} rules, these cannot be evaluated: {sick}")
+
+    def step_16_nothing_was_rejected(self):
+        self.assert_no_rejects(self.freshet)
+
+    def step_17_registry_that_has_forgotten(self):
+        before = {key: row for key, row in self.freshet.rows().items() if 500 < key < 520}
+        self.peers.kill("registry")
+        self.peers.start("registry")
+        # The new shape gets an id that meant something else before.
+        self.database.run("alter table product add column after_loss text; update product set sold = 6, name = 'new' where id between 501 and 519;")
+        await_true("what cannot be read is refused", lambda: self.freshet.status()["quarantine"]["total"] > 0, SETTLE_SECONDS, alive=self.freshet.assert_alive)
+        after = {key: row for key, row in self.freshet.rows().items() if 500 < key < 520}
+        wrong = differences(before, after)
+        if wrong:
+            raise PeerError("\n  ".join(["an event was read by the schema of another", *wrong]))
+        say(f"  {self.freshet.status()['quarantine']['total']} refused: {self.rules(self.freshet)}")
+        self.freshet.stop()
+
+    def rules(self, freshet):
+        (quarantine,) = freshet.folder.rglob("*.quarantine.jsonl")
+        return sorted({json.loads(line)["rule"] for line in quarantine.read_text().splitlines()})
+
+    def assert_no_rejects(self, freshet):
+        quarantine = freshet.status()["quarantine"]
+        if quarantine["total"]:
+            files = list(freshet.folder.rglob("*.quarantine.jsonl"))
+            raise PeerError(f"{quarantine} lie in quarantine: {[f.read_text()[:1500] for f in files]}")
+
+    def step_18_mariadb_snapshot(self):
+        self.peers.start("mariadb")
+        self.mariadb.run((MSHOP / "schema.sql").read_text())
+        password = CONNECT_ENVIRONMENT["MARIADB_PASSWORD"]
+        self.mariadb.run(f"set @cdc_password = '{password}';\n" + (REPO / "compose/mariadb/setup.sql").read_text())
+        found, unreachable = problems(CONNECT, REPO / "compose/connect/mariadb-product.json")
+        if found or unreachable:
+            raise PeerError(f"mariadb-product is not valid: {found}")
+        Connector("mariadb-product").register()
+        self.second.start()
+        self.equals(self.second, self.mariadb.view())
+
+    def step_19_mariadb_changes(self):
+        self.mariadb.run("""use shop;
+            update product set price = price + 1, t1 = '-00:00:00.000001' where id between 2 and 60;
+            update product set id = id + 5000 where id between 100 and 110;
+            start transaction; delete from product where id = 121; insert into product (id, name, price) values (121, 'born again', 1); commit;
+            start transaction; update product set name = 'never seen' where id < 50; rollback;
+            alter table product add column added int not null default 7;
+            alter table product modify column me int;
+            update product set me = 2147483647, name = concat(name, '!') where id between 150 and 200;
+            delete from product where id between 201 and 220;
+            """)
+        self.equals(self.second, self.mariadb.view())
+
+    def step_20_mariadb_killed(self):
+        self.peers.kill("mariadb")
+        self.peers.start("mariadb")
+        self.mariadb.run("update shop.product set name = concat(name, ' (after)') where id between 230 and 240;")
+        self.equals(self.second, self.mariadb.view())
+        self.assert_no_rejects(self.second)
+        self.second.stop()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("freshet", type=pathlib.Path)
+    parser.add_argument("--products", type=int, default=10_000, help="rows of the first snapshot")
+    parser.add_argument("--dir", type=pathlib.Path, help="where data and logs lie; in the temporary folder by default")
+    parser.add_argument("--keep", action="store_true", help="leaves peers and data as they are at the end")
+    arguments = parser.parse_args()
+    folder = (arguments.dir or pathlib.Path(tempfile.mkdtemp(prefix="freshet-e2e-"))).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)
+    began = time.monotonic()
+    scenario = Scenario(arguments.freshet.resolve(), folder, arguments.products)
+    error = None
+    try:
+        fetch()
+        scenario.run()
+    except (PeerError, subprocess.SubprocessError) as failed:
+        error = str(failed)
+        say(f"FAILED: {error}")
+    finally:
+        if not arguments.keep:
+            scenario.freshet.stop(kill=True)
+            scenario.second.stop(kill=True)
+            scenario.peers.stop()
+    print(json.dumps({"e2e": "peers", "ok": error is None, "products": arguments.products, "seconds": round(time.monotonic() - began, 1),
+                      "steps_seconds": scenario.times, "folder": str(folder)}))
+    sys.exit(0 if error is None else 1)
+
+
+if __name__ == "__main__":
+    main()
