@@ -18,5 +18,4 @@ mod it {
     mod replay;
     mod running;
     mod shop;
-    mod sql;
 }

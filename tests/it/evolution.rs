@@ -125,7 +125,7 @@ async fn what_breaks_the_contract_is_said_and_set_aside() {
             held.iter().find(|e| e["schema_id"] == schema).unwrap_or_else(|| panic!("nothing of schema {schema}"));
         assert_eq!((&entry["rule"], &entry["topic"]), (&json!("contract"), &json!(TOPIC)));
         let said = entry["reason"].as_str().unwrap();
-        assert!(said.contains(reason) && said.contains(&format!("schema {schema}")), "{said}");
+        assert!(said.contains(reason), "{said}");
     }
     running.stop().await;
 }
