@@ -203,7 +203,7 @@ const WRONG_RULES: &[&str] = &[
     // Believes the same of an order: select 2 as a, g from (select g from t group by g) order by a, g limit 3
     "eliminate_duplicated_expr",
     // Counts on that rule, and panics without it.
-    "single_distinct_to_groupby",
+    "single_distinct_aggregation_to_group_by",
     // Moves a predicate through a projection and leaves the columns' numbers as they were:
     // select b.x from a right join b on a.k = b.k where abs(a.k) not between 1 and 3
     "FilterPushdown",
