@@ -200,10 +200,6 @@ const WRONG_RULES: &[&str] = &[
     // Takes the column after an expression for the key of the groups below it, and drops the others from `group by` and `order by`:
     // select label, count(*) from (select upper(x) as label, g from (select g, max(x) as x from t group by g)) group by label, g
     "optimize_projections",
-    // Believes the same of an order: select 2 as a, g from (select g from t group by g) order by a, g limit 3
-    "eliminate_duplicated_expr",
-    // Counts on that rule, and panics without it.
-    "single_distinct_aggregation_to_group_by",
     // Moves a predicate through a projection and leaves the columns' numbers as they were:
     // select b.x from a right join b on a.k = b.k where abs(a.k) not between 1 and 3
     "FilterPushdown",
