@@ -19,7 +19,7 @@ fn the_maintained_view_is_what_datafusion_computes() {
     let refused: u64 = report.refused.values().sum();
     assert_eq!(report.cases + skipped + refused, SEEDS);
     assert!(skipped * 20 < SEEDS, "the generator writes queries that DataFusion does not run: {:#?}", report.skipped);
-    assert!(report.always_empty * 8 < SEEDS && report.never_changed * 8 < SEEDS, "{report:#?}");
+    assert!(report.always_empty * 5 < SEEDS && report.never_changed * 4 < SEEDS, "{report:#?}");
     // Every node that models may use was there many times.
     for (node, least) in COVERED {
         let found = report.nodes.get(*node).copied().unwrap_or_default();
