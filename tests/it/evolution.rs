@@ -88,12 +88,12 @@ async fn what_breaks_the_contract_is_said_and_set_aside() {
         (
             json!([id, name, field("stock", json!("string"))]),
             json!({"id": 1, "name": "n", "stock": "1"}),
-            "column stock as string",
+            "column stock as Utf8",
         ),
         (
             json!([id, name, field("stock", json!("double"))]),
             json!({"id": 1, "name": "n", "stock": 1.5}),
-            "column stock as double",
+            "column stock as Float64",
         ),
         (
             json!([id, optional("name", "string"), stock]),
@@ -125,7 +125,7 @@ async fn what_breaks_the_contract_is_said_and_set_aside() {
             held.iter().find(|e| e["schema_id"] == schema).unwrap_or_else(|| panic!("nothing of schema {schema}"));
         assert_eq!((&entry["rule"], &entry["topic"]), (&json!("contract"), &json!(TOPIC)));
         let said = entry["reason"].as_str().unwrap();
-        assert!(said.contains(reason), "{said}");
+        assert!(said.contains(reason) && said.contains(&format!("schema {schema}")), "{said}");
     }
     running.stop().await;
 }
