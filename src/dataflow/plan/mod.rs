@@ -163,7 +163,11 @@ impl Plan {
         let mut shown = Vec::new();
         for step in &steps {
             let frame = step.frame(&context).await?;
-            let at = |refusal: Refusal| step.refused(refusal);
+            // What a model refers to is a part of it: the word may stand in another's file.
+            let at = |refusal: Refusal| match step.from {
+                From::Model(_) => located(&steps, &step.name(), refusal),
+                _ => step.refused(refusal),
+            };
             if let Work::Inline(name) = &step.work {
                 context.register_table(name.as_str(), frame.into_view()).map_err(|e| step.error(&e))?;
                 continue;
