@@ -18,4 +18,5 @@ mod it {
     mod replay;
     mod running;
     mod shop;
+    mod sql;
 }

@@ -116,12 +116,12 @@ impl Plan {
         tables: &[Table],
         index_key: &str,
     ) -> Result<Plan, PlanError> {
-        futures::executor::block_on(Self::plan(models, tests, view, tables, Some(index_key)))
+        alone(|| Self::plan(models, tests, view, tables, Some(index_key)))
     }
 
     /// Plans a view without a key: its rows come out as the diffs of a multiset.
     pub fn query(models: &[Model], view: &str, tables: &[Table]) -> Result<Plan, PlanError> {
-        futures::executor::block_on(Self::plan(models, &[], view, tables, None))
+        alone(|| Self::plan(models, &[], view, tables, None))
     }
 
     async fn plan(
@@ -138,7 +138,7 @@ impl Plan {
     /// The same plan over tables of which only these columns are there. They have to be those that it reads, at least.
     pub fn keeping(&self, kept: &[SchemaRef]) -> Result<Plan, PlanError> {
         let (steps, key) = (self.steps.clone(), self.index_key.as_deref());
-        futures::executor::block_on(Self::build(steps, &self.view_name, &self.tables, kept, key))
+        alone(|| Self::build(steps, &self.view_name, &self.tables, kept, key))
     }
 
     async fn build(
@@ -328,6 +328,12 @@ impl Plan {
         let batches = context.table(self.view_name.as_str()).await?.collect().await?;
         Ok(concat_batches(&self.view_schema, &batches)?)
     }
+}
+
+/// Plans on a thread of its own: whoever calls may be part of an executor, and one cannot run inside another.
+fn alone<F: Future<Output = Result<Plan, PlanError>>>(plan: impl FnOnce() -> F + Send) -> Result<Plan, PlanError> {
+    let planned = std::thread::scope(|scope| scope.spawn(|| futures::executor::block_on(plan())).join());
+    planned.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// A refusal with the model and line that it is about: the first model that has the word, the view before the others.
