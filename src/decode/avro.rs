@@ -44,6 +44,13 @@ impl<'a> Cursor<'a> {
     /// A zigzag varint.
     #[inline]
     pub fn long(&mut self) -> Read<i64> {
+        // Lengths, indexes of unions and small numbers are one byte.
+        if let Some((byte, rest)) = self.rest.split_first()
+            && *byte < 0x80
+        {
+            self.rest = rest;
+            return Ok(i64::from(byte >> 1) ^ -i64::from(byte & 1));
+        }
         let mut value = 0_u64;
         for (n, byte) in self.rest.iter().take(10).enumerate() {
             // The tenth byte has room for one bit.
@@ -59,7 +66,7 @@ impl<'a> Cursor<'a> {
         Err("the message ends within a number".into())
     }
 
-    fn int(&mut self) -> Read<i64> {
+    pub fn int(&mut self) -> Read<i64> {
         let value = self.long()?;
         i32::try_from(value).map(i64::from).map_err(|_| format!("the int {value} is longer than 32 bits"))
     }
@@ -70,11 +77,11 @@ impl<'a> Cursor<'a> {
         self.take(length)
     }
 
-    fn string(&mut self) -> Read<&'a str> {
+    pub fn string(&mut self) -> Read<&'a str> {
         std::str::from_utf8(self.bytes()?).map_err(|e| format!("a string is not UTF-8: {e}"))
     }
 
-    fn boolean(&mut self) -> Read<bool> {
+    pub fn boolean(&mut self) -> Read<bool> {
         match self.take(1)?[0] {
             0 => Ok(false),
             1 => Ok(true),

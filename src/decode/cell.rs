@@ -38,6 +38,7 @@ impl Raw<'_> {
     /// either.
     pub fn is_unavailable(&self, placeholder: &str) -> bool {
         match self {
+            _ if placeholder.is_empty() => false,
             Raw::Str(text) => text == placeholder,
             Raw::Bytes(bytes) => **bytes == *placeholder.as_bytes(),
             Raw::List(items) => match items.as_slice() {
@@ -50,6 +51,11 @@ impl Raw<'_> {
             _ => false,
         }
     }
+}
+
+/// Whether a text is the placeholder; an empty placeholder stands for none.
+pub(super) fn is_placeholder(text: &str, placeholder: &str) -> bool {
+    text == placeholder && !placeholder.is_empty()
 }
 
 /// A value of the contract's type.
@@ -275,24 +281,27 @@ enum Values {
 }
 
 impl Column {
-    pub fn new(data_type: &DataType) -> Column {
+    /// An empty column with room for `rows`; texts and bytes grow as they come.
+    pub fn with_capacity(data_type: &DataType, rows: usize) -> Column {
         let values = match data_type {
-            DataType::Boolean => Values::Bool(BooleanBuilder::new()),
-            DataType::Int32 | DataType::Date32 | DataType::Time32(_) => Values::Int32(Int32Builder::new()),
-            DataType::Float32 => Values::Float(Float32Builder::new()),
-            DataType::Float64 => Values::Double(Float64Builder::new()),
-            DataType::Utf8 => Values::Str(StringBuilder::new()),
-            DataType::Binary => Values::Bytes(BinaryBuilder::new()),
-            DataType::Decimal128(..) => Values::Decimal128(Decimal128Builder::new()),
-            DataType::Decimal256(..) => Values::Decimal256(Decimal256Builder::new()),
-            DataType::Interval(_) => Values::Interval(IntervalMonthDayNanoBuilder::new()),
+            DataType::Boolean => Values::Bool(BooleanBuilder::with_capacity(rows)),
+            DataType::Int32 | DataType::Date32 | DataType::Time32(_) => {
+                Values::Int32(Int32Builder::with_capacity(rows))
+            }
+            DataType::Float32 => Values::Float(Float32Builder::with_capacity(rows)),
+            DataType::Float64 => Values::Double(Float64Builder::with_capacity(rows)),
+            DataType::Utf8 => Values::Str(StringBuilder::with_capacity(rows, 16 * rows)),
+            DataType::Binary => Values::Bytes(BinaryBuilder::with_capacity(rows, 16 * rows)),
+            DataType::Decimal128(..) => Values::Decimal128(Decimal128Builder::with_capacity(rows)),
+            DataType::Decimal256(..) => Values::Decimal256(Decimal256Builder::with_capacity(rows)),
+            DataType::Interval(_) => Values::Interval(IntervalMonthDayNanoBuilder::with_capacity(rows)),
             DataType::List(field) => Values::List {
                 offsets: vec![0],
                 nulls: NullBufferBuilder::new(0),
-                item: Box::new(Column::new(field.data_type())),
+                item: Box::new(Column::with_capacity(field.data_type(), rows)),
                 field: field.clone(),
             },
-            _ => Values::Int64(Int64Builder::new()),
+            _ => Values::Int64(Int64Builder::with_capacity(rows)),
         };
         Column { values, data_type: data_type.clone() }
     }
@@ -401,7 +410,7 @@ mod tests {
 
     #[test]
     fn a_list_keeps_its_nulls() {
-        let mut column = Column::new(&of(r#"{"type":"array","items":["null","int"]}"#).arrow);
+        let mut column = Column::with_capacity(&of(r#"{"type":"array","items":["null","int"]}"#).arrow, 0);
         column.append(&Cell::List(vec![Cell::Int(1), Cell::Null]));
         column.append(&Cell::Null);
         column.append(&Cell::List(vec![]));
@@ -419,6 +428,7 @@ mod tests {
                 && is(Raw::List(vec![Raw::Str("__u".into())]))
         );
         assert!(is(Raw::List(b"__u".iter().map(|b| Raw::Int(i64::from(*b))).collect())));
+        assert!(!Raw::Str("".into()).is_unavailable(""), "an empty key is a key");
         assert!(!is(Raw::Str("__u ".into())) && !is(Raw::Null) && !is(Raw::List(vec![])));
     }
 }

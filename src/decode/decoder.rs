@@ -3,9 +3,9 @@
 //! The invariant: the same batch may be given again after an error, and gives the same answer; nothing of a batch is kept between calls
 //! but plans, which depend on schemas alone.
 
-use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
+use ahash::AHashMap;
 use arrow_row::RowConverter;
 
 use super::avro::Cursor;
@@ -29,7 +29,10 @@ pub struct Decoder {
     row_type: Arc<RowType>,
     key_converter: RowConverter,
     schemas: Arc<dyn SchemaStore>,
-    plans: HashMap<u32, Plans>,
+    plans: AHashMap<u32, Plans>,
+    /// The plans that were asked for last; nearly every message asks for them again.
+    last_value: Option<(u32, Made<ValuePlan>)>,
+    last_key: Option<(u32, Made<KeyPlan>)>,
     json_values: Vec<(serde_json::Value, Made<ValuePlan>)>,
     json_keys: Vec<(serde_json::Value, Made<KeyPlan>)>,
     bare: Made<ValuePlan>,
@@ -123,7 +126,9 @@ impl Decoder {
             row_type,
             key_converter,
             schemas,
-            plans: HashMap::new(),
+            plans: AHashMap::new(),
+            last_value: None,
+            last_key: None,
             json_values: Vec::new(),
             json_keys: Vec::new(),
             bare,
@@ -136,14 +141,15 @@ impl Decoder {
         if self.source.format == Format::Avro {
             self.fetch_schemas(batch).await?;
         }
+        let capacity = batch.messages.len();
         let mut assembly = Assembly {
-            rows: self.row_type.columns.iter().map(|c| Column::new(&c.ty.arrow)).collect(),
+            rows: self.row_type.columns.iter().map(|c| Column::with_capacity(&c.ty.arrow, capacity)).collect(),
             row_count: 0,
             keys: self
                 .row_type
                 .key_columns()
                 .iter()
-                .map(|k| Column::new(&self.row_type.columns[*k].ty.arrow))
+                .map(|k| Column::with_capacity(&self.row_type.columns[*k].ty.arrow, capacity))
                 .collect(),
             changes: Vec::with_capacity(batch.messages.len()),
             counts: Counts::default(),
@@ -177,24 +183,29 @@ impl Decoder {
     }
 
     async fn fetch_schemas(&mut self, batch: &MessageBatch) -> Result<(), Error> {
-        let mut unknown = Vec::new();
+        // A batch has few ids. One that is unknown is not remembered beyond it: it may be registered later.
+        let mut seen = Vec::new();
         for message in &batch.messages {
             for part in [batch.key(message), batch.value(message)].into_iter().flatten() {
                 let Ok((id, _)) = wire::split(part) else { continue };
-                if self.plans.get(&id).is_some_and(|p| p.schema.is_some()) || unknown.contains(&id) {
+                if seen.contains(&id) {
                     continue;
                 }
-                match self.schemas.get(id).await? {
-                    Some(text) => self.plans.entry(id).or_default().schema = Some(text),
-                    // Not remembered beyond this batch: it may be registered later.
-                    None => unknown.push(id),
+                if self.plans.get(&id).is_none_or(|p| p.schema.is_none())
+                    && let Some(text) = self.schemas.get(id).await?
+                {
+                    self.plans.entry(id).or_default().schema = Some(text);
                 }
+                seen.push(id);
             }
         }
         Ok(())
     }
 
     fn value_plan(&mut self, id: u32) -> Result<Made<ValuePlan>, Bad> {
+        if let Some((_, plan)) = self.last_value.as_ref().filter(|(last, _)| *last == id) {
+            return Ok(plan.clone());
+        }
         let plans = self.plans.get_mut(&id).ok_or_else(|| unknown_schema(id))?;
         let Some(text) = &plans.schema else { return Err(unknown_schema(id)) };
         let (envelope, row_type) = (self.source.envelope, &self.row_type);
@@ -204,10 +215,15 @@ impl Decoder {
                     .map_err(|b| bad(b.rule, format!("schema {id}: {}", b.reason)))
             })
         });
-        Ok(plan.clone())
+        let plan = plan.clone();
+        self.last_value = Some((id, plan.clone()));
+        Ok(plan)
     }
 
     fn key_plan(&mut self, id: u32) -> Result<Made<KeyPlan>, Bad> {
+        if let Some((_, plan)) = self.last_key.as_ref().filter(|(last, _)| *last == id) {
+            return Ok(plan.clone());
+        }
         let plans = self.plans.get_mut(&id).ok_or_else(|| unknown_schema(id))?;
         let Some(text) = &plans.schema else { return Err(unknown_schema(id)) };
         let row_type = &self.row_type;
@@ -216,7 +232,9 @@ impl Decoder {
                 KeyPlan::new(schema, row_type).map_err(|b| bad(b.rule, format!("the key's schema {id}: {}", b.reason)))
             })
         });
-        Ok(plan.clone())
+        let plan = plan.clone();
+        self.last_key = Some((id, plan.clone()));
+        Ok(plan)
     }
 
     fn avro(&mut self, batch: &MessageBatch, message: &Message, to: &mut Assembly) -> Result<(), Bad> {

@@ -2,11 +2,13 @@
 //!
 //! The invariant: a plan exists only if the writer keeps the contract; what breaks it is said by column.
 
+use arrow::datatypes::DataType;
+
 use super::avro::Cursor;
-use super::cell::{Cell, Raw, convert};
-use super::logical::Type;
+use super::cell::{Cell, Raw, convert, is_placeholder};
+use super::logical::{Meaning, Type};
 use super::row::{ContractColumn, RowType};
-use super::schema::{NodeId, Record, Schema};
+use super::schema::{NodeId, Record, Schema, Shape};
 use super::{Rule, json};
 
 /// Why a message is rejected.
@@ -34,8 +36,41 @@ pub(super) struct RowPlan {
 struct PlanField {
     name: Box<str>,
     node: NodeId,
-    /// The cell that it becomes, and the writer's type of it.
-    take: Option<(usize, Type)>,
+    take: Option<Take>,
+}
+
+/// How a field becomes a cell.
+#[derive(Debug)]
+struct Take {
+    place: usize,
+    /// The writer's type of it.
+    writer: Type,
+    /// Where the value is, looking through a union with null, and what it is, when it can stay as it is.
+    direct: Option<(NodeId, Direct)>,
+}
+
+/// A value that the column holds as the writer wrote it: most values are. It needs no conversion that could fail.
+#[derive(Clone, Copy, Debug)]
+enum Direct {
+    Text,
+    Long,
+    Int,
+    Boolean,
+}
+
+impl Direct {
+    fn of(schema: &Schema, node: NodeId, writer: &Type, column: &DataType) -> Option<(NodeId, Direct)> {
+        let node = schema.optional(node).1;
+        let direct = match (&schema.node(node).shape, writer.meaning, column) {
+            (Shape::String, Meaning::Plain, DataType::Utf8) => Direct::Text,
+            (Shape::Long, Meaning::Plain, DataType::Int64) => Direct::Long,
+            (Shape::Long, Meaning::Instant(unit), DataType::Timestamp(wanted, _)) if unit == *wanted => Direct::Long,
+            (Shape::Int, Meaning::Plain, DataType::Int32 | DataType::Int64) => Direct::Int,
+            (Shape::Boolean, Meaning::Plain, DataType::Boolean) => Direct::Boolean,
+            _ => return None,
+        };
+        Some((node, direct))
+    }
 }
 
 /// A row as cells. A value that does not fit is kept as `misfit`, so that a delete with made-up values is still a delete.
@@ -77,7 +112,9 @@ impl RowPlan {
             let take = match place {
                 Some(place) => {
                     missing.retain(|m| *m != place);
-                    Some((place, writer_type(schema, field.node, column(&place))?))
+                    let writer = writer_type(schema, field.node, column(&place))?;
+                    let direct = Direct::of(schema, field.node, &writer, &column(&place).ty.arrow);
+                    Some(Take { place, writer, direct })
                 }
                 None => None,
             };
@@ -100,13 +137,47 @@ impl RowPlan {
         for field in &self.fields {
             match &field.take {
                 None => cursor.skip(schema, field.node),
-                Some((place, writer)) => {
-                    cursor.read(schema, field.node).map(|raw| self.put(&mut row, *place, raw, writer, of, unavailable))
-                }
+                Some(take) => self.take_avro(&mut row, take, schema, field.node, cursor, of, unavailable),
             }
             .map_err(|e| bad(Rule::Body, format!("field {}: {e}", field.name)))?;
         }
         Ok(row)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn take_avro<'a>(
+        &self,
+        row: &mut RowCells<'a>,
+        take: &Take,
+        schema: &Schema,
+        node: NodeId,
+        cursor: &mut Cursor<'a>,
+        of: &RowType,
+        unavailable: &str,
+    ) -> Result<(), String> {
+        let Some((value, direct)) = take.direct else {
+            let raw = cursor.read(schema, node)?;
+            self.put(row, take.place, raw, &take.writer, of, unavailable);
+            return Ok(());
+        };
+        if cursor.branch(schema, node)? != value {
+            self.put(row, take.place, Raw::Null, &take.writer, of, unavailable);
+            return Ok(());
+        }
+        row.cells[take.place] = match direct {
+            Direct::Text => {
+                let text = cursor.string()?;
+                if is_placeholder(text, unavailable) {
+                    row.unavailable.push(self.wanted[take.place] as u16);
+                    return Ok(());
+                }
+                Cell::Str(text.into())
+            }
+            Direct::Long => Cell::Int(cursor.long()?),
+            Direct::Int => Cell::Int(cursor.int()?),
+            Direct::Boolean => Cell::Bool(cursor.boolean()?),
+        };
+        Ok(())
     }
 
     pub fn read_json<'a>(
@@ -118,7 +189,7 @@ impl RowPlan {
     ) -> RowCells<'a> {
         let mut row = self.start(of);
         for field in &self.fields {
-            let Some((place, writer)) = &field.take else { continue };
+            let Some(Take { place, writer, .. }) = &field.take else { continue };
             let column = &of.columns[self.wanted[*place]];
             match (object.get(&*field.name), &column.default) {
                 (Some(value), _) => match json::read(schema, field.node, value) {

@@ -5,7 +5,7 @@
 
 mod registry;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
 use rdkafka::error::KafkaError;
@@ -13,6 +13,9 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer as _};
 
 pub use registry::Registry;
+
+/// How long a broker that is away is waited for.
+const FLUSH_MAX: Duration = Duration::from_secs(30);
 
 pub struct Broker {
     cluster: MockCluster<'static, DefaultProducerContext>,
@@ -79,8 +82,14 @@ impl Producer {
         Ok(())
     }
 
+    /// Waits until the broker has everything.
     pub fn flush(&self) -> Result<(), KafkaError> {
-        self.producer.flush(Duration::from_secs(30))
+        let deadline = Instant::now() + FLUSH_MAX;
+        // The client's own flush looks again every 100 ms only.
+        while self.producer.in_flight_count() > 0 && Instant::now() < deadline {
+            self.producer.poll(Duration::from_millis(1));
+        }
+        self.producer.flush(Duration::ZERO)
     }
 }
 
@@ -88,7 +97,6 @@ impl Producer {
 mod tests {
     use std::collections::BTreeMap;
     use std::sync::Arc;
-    use std::time::Instant;
 
     use super::*;
     use crate::config;
