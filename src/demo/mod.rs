@@ -258,7 +258,7 @@ fn print_requests(service: SocketAddr, shop: SocketAddr, category: i64) {
     };
     let put = |path: &str, body: &str| println!("  curl -s -X PUT http://{shop}/shop/{path} -d '{body}'");
     search("shelter for a rainy night outdoors", 3);
-    put("products/1", r#"{"description": "A singing teapot for astronauts."}"#);
+    put("products/1", r#"{"name": "Space teapot", "description": "A singing teapot for astronauts."}"#);
     search("teapot for astronauts", 1);
     put(&format!("categories/{category}"), r#"{"name": "Things for the moon"}"#);
     println!("The last one embeds the products of that category again, and no others: the shop pauses and counts.");
