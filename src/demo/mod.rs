@@ -10,6 +10,7 @@ mod shop;
 #[cfg(test)]
 mod tests;
 mod trading;
+mod traffic;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
