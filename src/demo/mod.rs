@@ -10,6 +10,7 @@ mod shop;
 #[cfg(test)]
 mod tests;
 mod trading;
+mod traffic;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -83,7 +84,7 @@ pub struct Options {
     /// Ends by itself after this time, such as 60s or 5m.
     #[arg(long = "for", value_parser = duration)]
     pub for_: Option<Duration>,
-    /// Keeps the index and the embeddings here; a folder of its own under the system's temporary folder otherwise.
+    /// Keeps the embeddings here for the next run, and the index until then; a folder of its own under the system's temporary folder otherwise.
     #[arg(long)]
     pub data: Option<PathBuf>,
     /// The same seed makes the same shop.
@@ -149,10 +150,10 @@ async fn demo(options: &Options, data: &Path) -> Outcome {
     println!("broker    {brokers} (inside this process; topics shop.public.{{{}}})", tables.join(","));
     println!("registry  {url}");
     let config = product_dataflow(data, &brokers, &url, options.listen)?;
-    // The broker of an earlier run is gone, and with it what the offsets of its announcement meant.
-    let announcement = Path::new(&config.index.uri).join(format!("{}.announced.json", config.name));
-    if announcement.exists() {
-        std::fs::remove_file(announcement)?;
+    // An index of an earlier run is at offsets of a broker that is gone. It is made anew, from the embeddings that are kept.
+    let table = Path::new(&config.index.uri).join(format!("{}.lance", config.name));
+    if table.exists() {
+        std::fs::remove_dir_all(table)?;
     }
     let shop = Shop::new(options.seed, options.products as usize, Producer::new(&brokers)?, &registry)?;
     let some_category = shop.products().next().map_or(1, |p| p.category_id);
@@ -258,7 +259,7 @@ fn print_requests(service: SocketAddr, shop: SocketAddr, category: i64) {
     };
     let put = |path: &str, body: &str| println!("  curl -s -X PUT http://{shop}/shop/{path} -d '{body}'");
     search("shelter for a rainy night outdoors", 3);
-    put("products/1", r#"{"description": "A singing teapot for astronauts."}"#);
+    put("products/1", r#"{"name": "Space teapot", "description": "A singing teapot for astronauts."}"#);
     search("teapot for astronauts", 1);
     put(&format!("categories/{category}"), r#"{"name": "Things for the moon"}"#);
     println!("The last one embeds the products of that category again, and no others: the shop pauses and counts.");

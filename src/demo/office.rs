@@ -114,7 +114,7 @@ impl Office {
         });
         let renamed = match renaming.await {
             Ok(Ok(Some(renamed))) => renamed,
-            Ok(Ok(None)) => return not_found(format!("there is no such {} {id}", named.noun())),
+            Ok(Ok(None)) => return not_found(format!("there is no {} {id}", named.noun())),
             Ok(Err(e)) => return failed(&e),
             Err(e) => return (StatusCode::INTERNAL_SERVER_ERROR, json!({"error": e.to_string()})),
         };

@@ -19,30 +19,28 @@ use crate::time::Position;
 /// When the shop's clock begins: 2025-10-01.
 const OPENED_US: i64 = 1_759_276_800_000_000;
 const DAY_US: i64 = 86_400_000_000;
-/// Prices of one product in one currency that are kept.
-const PRICES_KEPT: usize = 4;
 /// Hundredths of a pound for a euro.
 const PENCE: i64 = 86;
 
 pub struct Shop {
-    rng: StdRng,
-    changelog: Changelog,
-    categories: BTreeMap<i64, Category>,
-    brands: BTreeMap<i64, Brand>,
-    products: BTreeMap<i64, Entry>,
+    pub(super) rng: StdRng,
+    pub(super) changelog: Changelog,
+    pub(super) categories: BTreeMap<i64, Category>,
+    pub(super) brands: BTreeMap<i64, Brand>,
+    pub(super) products: BTreeMap<i64, Entry>,
     /// The lowest categories, where products stand.
-    shelves: BTreeMap<i64, (&'static Group, &'static Shelf)>,
-    next_product: i64,
+    pub(super) shelves: BTreeMap<i64, (&'static Group, &'static Shelf)>,
+    pub(super) next_product: i64,
     next_price: i64,
     next_review: i64,
     clock_us: i64,
 }
 
 /// A product with what belongs to it and goes with it, oldest first.
-struct Entry {
-    product: Product,
-    prices: Vec<Price>,
-    reviews: Vec<Review>,
+pub(super) struct Entry {
+    pub product: Product,
+    pub prices: Vec<Price>,
+    pub reviews: Vec<Review>,
 }
 
 /// A category or brand that has another name now.
@@ -179,37 +177,6 @@ impl Shop {
         self.changelog.evolve();
     }
 
-    /// One thing that happens in a shop: mostly a price, often a review or a text, rarely another name for a category or a brand. Says what
-    /// has another name, if something has.
-    pub fn step(&mut self) -> Result<Option<Renamed>, Error> {
-        let Some(id) = self.some_product() else {
-            let entry = self.draw_product();
-            return self.insert(entry).map(|()| None);
-        };
-        match self.rng.random_range(0..2000) {
-            0..1200 => self.change_price(id)?,
-            1200..1280 => self.correct_price(id)?,
-            1280..1440 => self.change(id, |p, rng| p.stock = rng.random_range(0..200))?,
-            1440..1600 => self.rewrite(id)?,
-            1600..1780 => self.review(id)?,
-            1780..1820 => self.change_review(id)?,
-            1820..1900 => {
-                let entry = self.draw_product();
-                self.insert(entry)?;
-            }
-            1900..1980 => {
-                self.remove(id)?;
-            }
-            1980..1997 => self.change(id, |p, rng| {
-                p.status = pick(rng, STATUSES);
-                p.is_active = p.is_active != rng.random_bool(0.3);
-            })?,
-            1997..1999 => return self.rename_some_category(),
-            _ => return self.rename_some_brand(),
-        }
-        Ok(None)
-    }
-
     /// Changes what is given of a product; `None` if there is no such product.
     pub fn edit(
         &mut self,
@@ -258,22 +225,6 @@ impl Shop {
         Ok(Some(Renamed { table: Table::Brand.name(), id, from, to: name.into(), products }))
     }
 
-    fn rename_some_category(&mut self) -> Result<Option<Renamed>, Error> {
-        let ids: Vec<i64> = self.shelves.keys().copied().collect();
-        let id = pick(&mut self.rng, &ids);
-        let shelf = self.shelves[&id].1;
-        let is_usual = self.categories.get(&id).is_some_and(|c| c.name == shelf.name);
-        self.rename_category(id, if is_usual { shelf.also } else { shelf.name })
-    }
-
-    fn rename_some_brand(&mut self) -> Result<Option<Renamed>, Error> {
-        let n = self.rng.random_range(0..BRANDS.len());
-        let (usual, _, also) = BRANDS[n];
-        let id = n as i64 + 1;
-        let is_usual = self.brands.get(&id).is_some_and(|b| b.name == usual);
-        self.rename_brand(id, if is_usual { also } else { usual })
-    }
-
     /// Sets up the categories, numbered from the top down each branch, and the brands.
     fn furnish(&mut self) {
         for department in DEPARTMENTS {
@@ -299,7 +250,7 @@ impl Shop {
     }
 
     /// A product that nobody knows yet.
-    fn draw_product(&mut self) -> Entry {
+    pub(super) fn draw_product(&mut self) -> Entry {
         let id = self.next_product;
         self.next_product += 1;
         let shelves: Vec<i64> = self.shelves.keys().copied().collect();
@@ -349,7 +300,7 @@ impl Shop {
         Price { id, product_id, currency, amount_cents, valid_from_us: self.tick() }
     }
 
-    fn draw_review(&mut self, product: &Product) -> Review {
+    pub(super) fn draw_review(&mut self, product: &Product) -> Review {
         let id = self.next_review;
         self.next_review += 1;
         let rating = draw_rating(&mut self.rng, product.id);
@@ -363,20 +314,14 @@ impl Shop {
         self.clock_us
     }
 
-    fn some_product(&mut self) -> Option<i64> {
-        let from = self.rng.random_range(0..self.next_product);
-        let found = self.products.range(from..).next().or_else(|| self.products.iter().next());
-        found.map(|(id, _)| *id)
-    }
-
-    fn insert(&mut self, entry: Entry) -> Result<(), Error> {
+    pub(super) fn insert(&mut self, entry: Entry) -> Result<(), Error> {
         self.changelog.inserted(&entry.product, Seen::Live)?;
         entry.prices.iter().try_for_each(|price| self.changelog.inserted(price, Seen::Live))?;
         self.products.insert(entry.product.id, entry);
         Ok(())
     }
 
-    fn remove(&mut self, id: i64) -> Result<bool, Error> {
+    pub(super) fn remove(&mut self, id: i64) -> Result<bool, Error> {
         let Some(entry) = self.products.remove(&id) else { return Ok(false) };
         self.changelog.deleted(&entry.product)?;
         entry.prices.iter().try_for_each(|price| self.changelog.deleted(price))?;
@@ -384,7 +329,7 @@ impl Shop {
         Ok(true)
     }
 
-    fn change(&mut self, id: i64, change: impl FnOnce(&mut Product, &mut StdRng)) -> Result<(), Error> {
+    pub(super) fn change(&mut self, id: i64, change: impl FnOnce(&mut Product, &mut StdRng)) -> Result<(), Error> {
         let now = self.tick();
         let Some(entry) = self.products.get_mut(&id) else { return Ok(()) };
         change(&mut entry.product, &mut self.rng);
@@ -392,32 +337,7 @@ impl Shop {
         self.changelog.updated(&entry.product)
     }
 
-    fn rewrite(&mut self, id: i64) -> Result<(), Error> {
-        let Some(product) = self.get(id) else { return Ok(()) };
-        let group = self.shelves[&product.category_id].0;
-        self.change(id, |p, rng| p.description = prose::description(rng, group, p.item))
-    }
-
-    /// A product's price goes up or down a little; the oldest one is forgotten once there are many.
-    fn change_price(&mut self, id: i64) -> Result<(), Error> {
-        let factor = self.rng.random_range(0.85..1.18);
-        let in_pounds = self.rng.random_bool(0.1);
-        let Some(entry) = self.products.get(&id) else { return Ok(()) };
-        let currency = if in_pounds && entry.prices.iter().any(|p| p.currency == "GBP") { "GBP" } else { "EUR" };
-        let Some(last) = entry.prices.iter().rfind(|p| p.currency == currency) else { return Ok(()) };
-        let cents = rounded((last.amount_cents as f64 * factor) as i64);
-        self.set_price(id, currency, cents)?;
-        let Some(entry) = self.products.get_mut(&id) else { return Ok(()) };
-        let of_currency = |p: &Price| p.currency == currency;
-        if entry.prices.iter().filter(|p| of_currency(p)).count() > PRICES_KEPT
-            && let Some(oldest) = entry.prices.iter().position(of_currency)
-        {
-            self.changelog.deleted(&entry.prices.remove(oldest))?;
-        }
-        Ok(())
-    }
-
-    fn set_price(&mut self, id: i64, currency: &'static str, cents: i64) -> Result<(), Error> {
+    pub(super) fn set_price(&mut self, id: i64, currency: &'static str, cents: i64) -> Result<(), Error> {
         if !self.products.contains_key(&id) {
             return Ok(());
         }
@@ -431,43 +351,10 @@ impl Shop {
         }
         Ok(())
     }
-
-    /// The current price was a mistake: its row is corrected in place.
-    fn correct_price(&mut self, id: i64) -> Result<(), Error> {
-        let more = self.rng.random_range(1..50) * 10;
-        let Some(entry) = self.products.get_mut(&id) else { return Ok(()) };
-        let Some(price) = entry.prices.iter_mut().rfind(|p| p.currency == "EUR") else { return Ok(()) };
-        price.amount_cents += more;
-        entry.product.price_cents = price.amount_cents;
-        self.changelog.updated(price)
-    }
-
-    fn review(&mut self, id: i64) -> Result<(), Error> {
-        let Some(product) = self.get(id).cloned() else { return Ok(()) };
-        let review = self.draw_review(&product);
-        self.changelog.inserted(&review, Seen::Live)?;
-        if let Some(entry) = self.products.get_mut(&id) {
-            entry.reviews.push(review);
-        }
-        Ok(())
-    }
-
-    /// A customer thinks again.
-    fn change_review(&mut self, id: i64) -> Result<(), Error> {
-        let rating = self.rng.random_range(1..=5);
-        let Some(Entry { product, reviews, .. }) = self.products.get_mut(&id) else { return Ok(()) };
-        let Some(review) = reviews.last_mut() else { return Ok(()) };
-        let group = self.shelves[&product.category_id].0;
-        review.rating = rating;
-        (review.title, review.body) = prose::review(&mut self.rng, group, product.item, rating);
-        self.changelog.updated(review)
-    }
 }
 
-const STATUSES: &[&str] = &["active", "active", "preorder", "sold_out", "discontinued"];
-
 /// Amounts end in nine cents.
-fn rounded(cents: i64) -> i64 {
+pub(super) fn rounded(cents: i64) -> i64 {
     (cents - cents % 10 + 9).max(99)
 }
 
