@@ -113,7 +113,8 @@ impl Encoder {
         };
         std::thread::scope(|scope| {
             for _ in 1..self.threads.min(runs.len()) {
-                scope.spawn(work);
+                // Without it there is a thread fewer, and the work is done all the same.
+                let _ = std::thread::Builder::new().name("embed".into()).spawn_scoped(scope, work);
             }
             work();
         });
@@ -166,7 +167,8 @@ impl Encoder {
         let context = space(&mut scratch.context, tokens * hidden);
         let panels = scratch.panels.get_or_insert_with(|| (Packed::new(isa), Packed::new(isa)));
         let mut first = 0;
-        for text in texts {
+        // A tokenizer that adds nothing makes nothing of an empty text; its vector is zero.
+        for text in texts.iter().filter(|t| !t.is_empty()) {
             let end = first + text.len();
             let (qkv, context) =
                 (&qkv[first * 3 * hidden..end * 3 * hidden], &mut context[first * hidden..end * hidden]);
