@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::connector::{TOPIC, Writer, envelope, event, origin};
-use super::running::{Items, item_fields, row, until};
+use super::running::{Items, item_fields, items, row, until};
 
 struct Bad {
     what: &'static str,
@@ -126,4 +126,31 @@ async fn garbage_waits_in_quarantine_and_harms_nothing() {
     assert_eq!(running.status().await["quarantine"], json!({"open": bad.len(), "total": 0}));
     assert_eq!(case.folder.quarantine().len(), bad.len());
     running.stop().await;
+}
+
+/// 10 MB go over the socket and into quarantine whole, and the rows beside them arrive. The broker of the tests keeps 5 MiB of a partition: it
+/// takes one such message in each, and nothing after it, so each has a broker of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_megabytes_of_noise_pass_through() {
+    const LARGE: usize = 10_000_000;
+    for (n, rule) in ["wire", "body", "body"].into_iter().enumerate() {
+        let mut case = Items::new("debezium").await;
+        let writer = Writer::new(&case.registry, &format!("{TOPIC}-value"), &envelope(&item_fields()));
+        let running = case.start().await;
+        let good = writer.message(event("u", Value::Null, row(1, "AAAAAAAA", None, 5)));
+        // Noise; a message with much behind it; a head, and lengths that go on and on.
+        let (mut value, fill) = [(Vec::new(), 0xff), (good.clone(), 0), (good[..5].to_vec(), 0xfe)][n].clone();
+        value.resize(LARGE, fill);
+        case.connector.send(0, Some(writer.message(event("c", Value::Null, row(0, "before", None, 0)))));
+        let key = case.connector.key(1);
+        case.connector.raw(1, Some(key), Some(value));
+        running.reflects(&case.connector).await;
+        case.connector.send(2, Some(writer.message(event("c", Value::Null, row(2, "after", None, 2)))));
+        running.reflects(&case.connector).await;
+        assert_eq!(running.items().await, items([(0, "before", None, 0), (2, "after", None, 2)]));
+        let held = case.folder.quarantine();
+        assert_eq!((held.len(), &held[0]["rule"], &held[0]["partition"]), (1, &json!(rule), &json!(1)));
+        assert_eq!(STANDARD.decode(held[0]["value"].as_str().unwrap()).unwrap().len(), LARGE);
+        running.stop().await;
+    }
 }
