@@ -169,26 +169,31 @@ mod tests {
 
     #[test]
     fn what_was_fetched_and_not_polled_is_reported() {
-        const MESSAGE: [u8; 10_000] = [7; 10_000];
+        const ROUND: usize = 100;
         let broker = Broker::start(&[("t", 1)]).unwrap();
         let producer = Producer::new(&broker.bootstrap_servers()).unwrap();
         let mut source = source(&broker);
         source.seek(&Position::default()).unwrap();
-        let (mut sent, mut taken, started) = (0, 0, Instant::now());
-        let mut poll = |taken: &mut usize| {
-            assert!(started.elapsed() < Duration::from_secs(30), "{} bytes are said to wait", source.queued_bytes());
-            *taken += source.poll(Duration::from_millis(10)).unwrap().map_or(0, |batch| batch.messages.len());
-            source.queued_bytes()
-        };
-        // Traffic that never stops, and never runs more than 2 MB ahead, which the broker would not keep.
-        while poll(&mut taken) == 0 {
-            while sent - taken < 200 {
-                producer.send("t", 0, None, Some(&MESSAGE)).unwrap();
-                sent += 1;
+        let (mut reported, started) = (0, Instant::now());
+        // Nothing is polled until librdkafka has looked at its queue, which it does by its own clock, once a second.
+        while reported == 0 {
+            assert!(started.elapsed() < Duration::from_secs(30), "nothing is said to wait");
+            for _ in 0..ROUND {
+                producer.send("t", 0, None, Some(&[7; 10_000])).unwrap();
+            }
+            producer.flush().unwrap();
+            std::thread::sleep(Duration::from_millis(1500));
+            let mut taken = 0;
+            while taken < ROUND {
+                assert!(started.elapsed() < Duration::from_secs(30), "{taken} of {ROUND} came");
+                taken += source.poll(Duration::from_millis(10)).unwrap().map_or(0, |batch| batch.messages.len());
+                reported = reported.max(source.queued_bytes());
             }
         }
-        while taken < sent || poll(&mut taken) > 0 {
-            poll(&mut taken);
+        assert!(reported <= ROUND * 11_000, "{reported} bytes are said to wait, of {ROUND} messages");
+        while source.queued_bytes() > 0 {
+            assert!(started.elapsed() < Duration::from_secs(30), "{} bytes are said to wait", source.queued_bytes());
+            assert!(source.poll(Duration::from_millis(10)).unwrap().is_none(), "all were taken");
         }
     }
 }
