@@ -2,14 +2,17 @@
 
 use std::sync::{Arc, OnceLock};
 
+use arrow::array::AsArray;
 use freshet::decode::{Decoded, Decoder, Error, FixedSchemas, RowType, Rule, SchemaStore};
 use freshet::source::MessageBatch;
 use freshet::time::Offset;
 use futures::executor::block_on;
 use proptest::prelude::*;
 use proptest::sample::Index;
+use serde_json::{Value, json};
 
 use super::allocation::largest_during;
+use super::folder::Of;
 use super::recording::{Event, Topic, batch, recording};
 
 struct Reader {
@@ -127,6 +130,34 @@ fn one_bad_message_harms_no_other() {
     assert_eq!(decoded.rejects[4].value.as_ref().unwrap().len(), 10 << 20, "the bytes are kept");
     let rows = |d: &Decoded| -> Vec<String> { d.changes.iter().map(|c| format!("{:?}{:?}", c.key, c.op)).collect() };
     assert_eq!(rows(&decoded), rows(&alone));
+}
+
+#[test]
+fn an_empty_text_is_a_key_like_any_other() {
+    let record = |fields: Value| json!({"type": "record", "name": "row", "fields": fields});
+    let code = json!({"name": "code", "type": "string"});
+    let note = json!({"name": "note", "type": ["null", "string"], "default": null});
+    let contract = record(json!([code, note]));
+    let schemas = [(1, contract.to_string().into()), (2, record(json!([code])).to_string().into())];
+    let schemas = Arc::new(FixedSchemas(schemas.into()));
+    // A record with the key's column, and the key as the bare value that it is.
+    let avro = [(b"\0\0\0\0\x02\0".to_vec(), b"\0\0\0\0\x01\0\x02\x02n".to_vec())];
+    let json = [r#"{"code": ""}"#, r#""""#].map(|key| (key.into(), br#"{"code": "", "note": "n"}"#.to_vec()));
+    for (format, events) in [("avro", &avro[..]), ("json", &json)] {
+        let key = vec!["code"];
+        let source = Of { topic: "t".into(), format, envelope: "flattened", key, contract: contract.clone() }.checked();
+        let row_type = Arc::new(RowType::from_contract(&source).unwrap());
+        let mut decoder = Decoder::new(0, &source, row_type.clone(), schemas.clone()).unwrap();
+        for (key, value) in events {
+            let event = |offset, value| Event { offset, timestamp_ms: 0, key: Some(key.clone()), value };
+            let events = [event(0, Some(value.clone())), event(1, None)];
+            let decoded = block_on(decoder.decode(&batch("t", &events))).unwrap();
+            assert_eq!(decoded.rejects.first().map(|r| &r.reason), None, "{format}");
+            let keys = row_type.key_converter().unwrap();
+            let keys = keys.convert_rows(decoded.changes.iter().map(|c| keys.parser().parse(&c.key))).unwrap();
+            assert_eq!(keys[0].as_string::<i32>().iter().collect::<Vec<_>>(), [Some(""); 2], "{format}");
+        }
+    }
 }
 
 #[test]
