@@ -21,6 +21,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use clap::Subcommand;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 
 pub use report::Report;
 use report::Sample;
@@ -71,17 +73,20 @@ pub enum Bench {
 }
 
 /// Runs one benchmark.
-pub async fn run(bench: Bench) -> Result<Report, Error> {
-    match bench {
-        Bench::Decode(options) => decode::run(&options).await,
-        Bench::Ingest(options) => ingest::run(&options).await,
-        Bench::Embed(options) => embed::run(&options).await,
-        Bench::Freshness(options) => freshness::run(&options).await,
-        Bench::Search(options) => search::run(&options).await,
-        Bench::Sql(options) => sql::run(&options).await,
-        Bench::Tpch(options) => tpch::run(&options).await,
-        Bench::Oracle(options) => oracle::run(&options).await,
-    }
+pub fn run(bench: Bench) -> BoxFuture<'static, Result<Report, Error>> {
+    let whole = async move {
+        match bench {
+            Bench::Decode(options) => decode::run(&options).await,
+            Bench::Ingest(options) => ingest::run(&options).await,
+            Bench::Embed(options) => embed::run(&options).await,
+            Bench::Freshness(options) => freshness::run(&options).await,
+            Bench::Search(options) => search::run(&options).await,
+            Bench::Sql(options) => sql::run(&options).await,
+            Bench::Tpch(options) => tpch::run(&options).await,
+            Bench::Oracle(options) => oracle::run(&options).await,
+        }
+    };
+    whole.boxed()
 }
 
 /// A folder of this run under the system's temporary folder (TMPDIR); it goes when the run is over.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::{Pending, Shared};
+use super::{Pending, Progress, Shared};
 use crate::dataflow::ViewChange;
 use crate::embed::BatchStats;
 use crate::index::Indexer;
@@ -31,7 +31,7 @@ pub(super) struct Indexing {
     pub shared: Arc<Shared>,
     pub commit_max_keys: usize,
     pub pending_max_keys: usize,
-    pub progress: Arc<dyn Fn(BatchStats) + Send + Sync>,
+    pub progress: Progress,
 }
 
 impl Indexing {
