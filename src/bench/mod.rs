@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use clap::Subcommand;
 use futures::FutureExt;
-use futures::future::BoxFuture;
+use futures::future::LocalBoxFuture;
 
 pub use report::Report;
 use report::Sample;
@@ -73,7 +73,7 @@ pub enum Bench {
 }
 
 /// Runs one benchmark.
-pub fn run(bench: Bench) -> BoxFuture<'static, Result<Report, Error>> {
+pub fn run(bench: Bench) -> LocalBoxFuture<'static, Result<Report, Error>> {
     let whole = async move {
         match bench {
             Bench::Decode(options) => decode::run(&options).await,
@@ -86,7 +86,7 @@ pub fn run(bench: Bench) -> BoxFuture<'static, Result<Report, Error>> {
             Bench::Oracle(options) => oracle::run(&options).await,
         }
     };
-    whole.boxed()
+    whole.boxed_local()
 }
 
 /// A folder of this run under the system's temporary folder (TMPDIR); it goes when the run is over.

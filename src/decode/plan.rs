@@ -195,7 +195,9 @@ impl RowPlan {
                 (Some(value), _) => match json::read(schema, field.node, value) {
                     Ok(raw) => self.put(&mut row, *place, raw, writer, of, unavailable),
                     // The placeholder is text, whatever the column's own type.
-                    Err(_) if value.as_str().is_some_and(|text| is_placeholder(text, unavailable)) => row.unavailable.push(self.wanted[*place] as u16),
+                    Err(_) if value.as_str().is_some_and(|text| is_placeholder(text, unavailable)) => {
+                        row.unavailable.push(self.wanted[*place] as u16)
+                    }
                     Err(e) => row.misfit = Some(bad(Rule::Value, format!("column {}: {e}", column.name))),
                 },
                 (None, Some(default)) => row.cells[*place] = default.clone(),

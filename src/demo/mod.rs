@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
-use futures::future::BoxFuture;
+use futures::future::LocalBoxFuture;
 use indicatif::{ProgressBar, ProgressStyle};
 
 pub use changelog::Error as ShopError;
@@ -107,7 +107,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// Runs the demo until it is told to stop.
-pub fn run(options: Options) -> BoxFuture<'static, Outcome> {
+pub fn run(options: Options) -> LocalBoxFuture<'static, Outcome> {
     let whole = async move {
         let own = std::env::temp_dir().join(format!("freshet-demo-{}", std::process::id()));
         let data = options.data.clone().unwrap_or_else(|| own.clone());
@@ -118,7 +118,7 @@ pub fn run(options: Options) -> BoxFuture<'static, Outcome> {
         }
         done
     };
-    whole.boxed()
+    whole.boxed_local()
 }
 
 /// Errors of parts that have nothing in common but that the demo cannot go on.

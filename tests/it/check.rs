@@ -108,7 +108,8 @@ fn the_shipped_dataflow_is_right_and_its_plan_is_printed() {
 
 #[test]
 fn each_model_is_explained_also_one_that_is_a_part_of_others() {
-    for (model, of_it) in [("product_search", "current_price"), ("stg_price", "shop__price"), ("stg_category", "three")] {
+    for (model, of_it) in [("product_search", "current_price"), ("stg_price", "shop__price"), ("stg_category", "three")]
+    {
         let explained = freshet(&["explain", "--model", model], &shipped());
         let said = text(&explained.stdout);
         assert_eq!(explained.status.code(), Some(0), "{said}{}", text(&explained.stderr));

@@ -45,7 +45,8 @@ async fn what_happens_in_the_table_is_what_is_found() {
 
     // A text that changed is found by its meaning; a price that changed embeds nothing; what was deleted is gone.
     shop.edit(3, None, Some("A singing teapot for astronauts.".into()), None).unwrap();
-    let teapot = async || running.get("/v1/items/3").await.1["row"]["description"] == "A singing teapot for astronauts.";
+    let teapot =
+        async || running.get("/v1/items/3").await.1["row"]["description"] == "A singing teapot for astronauts.";
     until("the teapot", teapot).await;
     assert_eq!(nearest(&running, "teapot for astronauts").await, 3);
     let asked = m.embeds_asked.get();
@@ -58,7 +59,8 @@ async fn what_happens_in_the_table_is_what_is_found() {
     // A new column arrives with a schema of its own.
     shop.add_column();
     shop.edit(6, Some("A kite shaped like a whale".into()), None, None).unwrap();
-    until("the whale", async || running.get("/v1/items/6").await.1["row"]["name"] == "A kite shaped like a whale").await;
+    until("the whale", async || running.get("/v1/items/6").await.1["row"]["name"] == "A kite shaped like a whale")
+        .await;
     assert_eq!(nearest(&running, "whale-shaped kite").await, 6);
     assert_eq!(m.quarantine_open.get(), 0);
 
