@@ -256,8 +256,10 @@ mod tests {
 
     #[test]
     fn numbers_of_every_length_are_read_to_their_last_byte() {
-        let numbers =
-            (0..64).flat_map(|bits| [1_i64 << bits, (1 << bits) - 1, -(1 << bits), i64::MAX >> bits, i64::MIN >> bits]);
+        let numbers = (0..64).flat_map(|bits| {
+            let power = 1_i64 << bits;
+            [power, power.wrapping_sub(1), power.wrapping_neg(), i64::MAX >> bits, i64::MIN >> bits]
+        });
         for number in numbers {
             let mut rest = (number as u64) << 1 ^ (number >> 63) as u64;
             let mut bytes = Vec::new();
