@@ -9,6 +9,7 @@ mod freshness;
 mod ingest;
 mod oracle;
 mod plain;
+mod product_view;
 mod recording;
 mod report;
 mod rig;
@@ -56,7 +57,7 @@ pub enum Bench {
     ///
     /// Answers are compared with the nearest rows by comparing all. Mark: 15 ms (50th percentile, quiet, 100,000 rows).
     Search(search::Options),
-    /// What it costs to maintain SQL: filter and projection, a join, a group-by, both, and the first row of each key.
+    /// What it costs to maintain SQL: filter and projection, a join, a group-by, both, the first row of each key, and the product view.
     ///
     /// From Avro bytes through the decoder and the dataflow, with 1 and with 2 workers; then the time of one change as the table grows. Each
     /// view is compared with DataFusion's answer over the tables as they stand. Marks: 450,000 events/s of join and group-by, 1,500 MiB for a
