@@ -120,8 +120,10 @@ fn each_model_is_explained_also_one_that_is_a_part_of_others() {
     let none = freshet(&["explain", "--model", "stg_prize"], &shipped());
     assert_eq!(none.status.code(), Some(2));
     let said = text(&none.stderr);
-    let models = "stg_brand, stg_category, stg_price, stg_product, stg_review, product_search";
-    assert!(said.contains("no model stg_prize") && said.trim_end().ends_with(models), "{said}");
+    assert!(said.contains("no model stg_prize") && !said.contains("test "), "{said}");
+    for model in ["stg_brand", "stg_category", "stg_price", "stg_product", "stg_review", "product_search"] {
+        assert!(said.contains(model), "{model} is not in {said}");
+    }
 }
 
 #[test]
