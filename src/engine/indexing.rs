@@ -96,7 +96,7 @@ impl Indexing {
                 })
             };
             let Some(taken) = taken else {
-                if idle_since.elapsed() > Duration::from_secs(5) && self.maintain(runtime, false)? {
+                if idle_since.elapsed() > Duration::from_secs(5) && self.maintain(runtime, true)? {
                     idle_since = Instant::now();
                 }
                 self.live_if_caught_up();
@@ -177,8 +177,8 @@ impl Indexing {
         Ok(())
     }
 
-    fn maintain(&mut self, runtime: &tokio::runtime::Handle, force: bool) -> Result<bool, String> {
-        let did = runtime.block_on(self.indexer.maintain(force)).map_err(|e| e.to_string())?;
+    fn maintain(&mut self, runtime: &tokio::runtime::Handle, idle: bool) -> Result<bool, String> {
+        let did = runtime.block_on(self.indexer.maintain(idle)).map_err(|e| e.to_string())?;
         if did {
             runtime.block_on(self.indexer.publish(None)).map_err(|e| e.to_string())?;
         }
