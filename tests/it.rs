@@ -14,6 +14,7 @@ mod it {
     mod printed;
     mod program;
     mod queues;
+    mod raw;
     mod recording;
     mod replay;
     mod running;
