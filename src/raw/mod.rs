@@ -38,6 +38,9 @@ mod table;
 mod value;
 mod writer;
 
+#[cfg(test)]
+mod tests;
+
 use deltalake::DeltaTableError;
 use deltalake::ObjectStoreError;
 

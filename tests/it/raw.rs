@@ -2,7 +2,7 @@
 //! the days, and the damage.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use freshet::config;
@@ -106,11 +106,14 @@ fn assert_equal(name: &str, (hydrated, counts): &(Outcomes, Counts), (decoded, e
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_topic_comes_back_as_it_is_decoded() {
+    let scratch = tempfile::tempdir().unwrap();
+    // For tests/delta/read.py: the same tables, to be read by others.
+    let root = std::env::var_os("FRESHET_KEEP_RAW").map_or_else(|| scratch.path().into(), PathBuf::from);
     for topic in recording().topics() {
-        let (way, folder) = (Way::new(&topic), tempfile::tempdir().unwrap());
+        let way = Way::new(&topic);
         let name = topic.source.topic.as_str();
         let batches: Vec<MessageBatch> = recording().events(name).chunks(7).map(|e| batch(name, e)).collect();
-        let table = way.land(folder.path(), &batches, || 3).await;
+        let table = way.land(&root.join(name), &batches, || 3).await;
         for row_type in [way.row_type.clone(), way.pruned(3)] {
             let hydrated = way.hydrated(&table, row_type.clone()).await;
             assert_equal(name, &hydrated, &way.decoded(&batches, row_type).await);
