@@ -152,6 +152,15 @@ pub(super) fn partitions(rows: &RecordBatch) -> &[i32] {
     rows.column_by_name("partition").expect("the table's schema was checked").as_primitive::<Int32Type>().values()
 }
 
+/// A batch as it lies in a file: the day is in the file's path.
+pub(super) fn without_day(rows: &RecordBatch) -> RecordBatch {
+    let mut rows = rows.clone();
+    if let Ok(day) = rows.schema_ref().index_of(DAY) {
+        rows.remove_column(day);
+    }
+    rows
+}
+
 /// A batch with the columns of `schema`, those that it lacks null.
 pub(super) fn fitted(rows: &RecordBatch, schema: &arrow::datatypes::SchemaRef) -> Result<RecordBatch, String> {
     if rows.schema_ref() == schema {

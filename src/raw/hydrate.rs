@@ -4,7 +4,7 @@
 //! of the message. Values that landed in columns are handed to its plans as they stood on the wire; messages that kept their bytes are decoded.
 //! A reject has its message's value only where the table kept it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatch, StructArray};
@@ -17,6 +17,7 @@ use super::Error;
 use super::columns::Columns;
 use super::files::{DataFile, longs, partitions};
 use super::merge::Merge;
+use super::snapshot::Snapshot;
 use super::table::RawTable;
 use super::value::Form;
 use super::writer::{Writer, WriterColumn};
@@ -31,7 +32,8 @@ use crate::time::{Offset, Partition, Position};
 pub struct Hydration {
     table: String,
     topic: Arc<str>,
-    merge: Merge,
+    /// The snapshot, if there is one, and what has landed since.
+    parts: VecDeque<Merge>,
     decoder: Decoder,
     writers: HashMap<String, Bound>,
     /// Rows that are read and not decoded.
@@ -56,9 +58,11 @@ struct BoundColumn {
 }
 
 impl Hydration {
-    /// Reads the table as of now. `index` is the source's in the configuration; `schemas` is asked for what the table does not remember.
+    /// Reads the table as of now, from its snapshot if one is given. `index` is the source's in the configuration; `schemas` is asked for what
+    /// the table does not remember.
     pub async fn open(
         table: &RawTable,
+        snapshot: Option<&Snapshot>,
         index: usize,
         source: &config::Source,
         row_type: Arc<RowType>,
@@ -66,6 +70,16 @@ impl Hydration {
     ) -> Result<Hydration, Error> {
         let wrong = |e: String| Error::lasting(table.location(), e);
         let files = DataFile::all(&table.log.load().await?).map_err(wrong)?;
+        let mut tail = Merge::new(table.location(), table.log.store.object_store(None), table.log.schema().clone(), files);
+        let mut parts = VecDeque::new();
+        if let Some((rows, commit)) = match snapshot {
+            Some(snapshot) => snapshot.rows(table, source).await?,
+            None => None,
+        } {
+            parts.push_back(rows);
+            tail = tail.after(commit);
+        }
+        parts.push_back(tail);
         let columns = table.columns();
         let mut writers = HashMap::new();
         for (id, text) in table.log.writers() {
@@ -80,7 +94,7 @@ impl Hydration {
         Ok(Hydration {
             table: table.location().into(),
             topic: source.topic.clone(),
-            merge: Merge::new(table.location(), table.log.store.object_store(None), table.log.schema().clone(), files),
+            parts,
             decoder,
             writers,
             rows: None,
@@ -96,13 +110,12 @@ impl Hydration {
 
     /// The next messages of one partition; `None` after the last. After a passing error call again.
     pub async fn next(&mut self) -> Result<Option<Decoded>, Error> {
-        let rows = match self.rows.take() {
-            Some(rows) => rows,
-            None => match self.merge.next().await? {
-                Some(rows) => rows,
-                None => return Ok(None),
-            },
-        };
+        Ok(self.next_run().await?.map(|(_, decoded)| decoded))
+    }
+
+    /// The same, with the rows.
+    pub(super) async fn next_run(&mut self) -> Result<Option<(RecordBatch, Decoded)>, Error> {
+        let Some(rows) = self.next_rows().await? else { return Ok(None) };
         // Kept until it is decoded: the registry may be away.
         self.rows = Some(rows.clone());
         let numbers = partitions(&rows);
@@ -114,7 +127,29 @@ impl Hydration {
         let decoded = self.decoder.decode_taken(&partition, &messages).await?;
         self.next.advance(&partition, decoded.end);
         self.rows = (count < rows.num_rows()).then(|| rows.slice(count, rows.num_rows() - count));
-        Ok(Some(decoded))
+        drop(messages);
+        Ok(Some((run, decoded)))
+    }
+
+    /// Rows that are not decoded.
+    pub(super) async fn next_rows(&mut self) -> Result<Option<RecordBatch>, Error> {
+        if let Some(rows) = self.rows.take() {
+            return Ok(Some(rows));
+        }
+        while let Some(part) = self.parts.front_mut() {
+            if let Some(rows) = part.next().await? {
+                return Ok(Some(rows));
+            }
+            self.parts.pop_front();
+        }
+        Ok(None)
+    }
+
+    /// What `decoder` makes of rows of one partition.
+    pub(super) async fn decode(&self, decoder: &mut Decoder, rows: &RecordBatch) -> Result<Decoded, Error> {
+        let partition = Partition::new(self.topic.clone(), partitions(rows)[0]);
+        let messages = taken(rows, &self.writers).map_err(|e| Error::lasting(&self.table, e))?;
+        Ok(decoder.decode_taken(&partition, &messages).await?)
     }
 
     /// Each offset once, in order; anything else is damage, or another program's doing.

@@ -62,15 +62,26 @@ pub(super) struct Change {
     pub operation: DeltaOperation,
     /// The landed position after it; a partition that has not moved needs no mention.
     pub landed: Position,
-    /// Columns that the table shall have; those that it has stay.
-    pub schema: Option<Schema>,
+    pub schema: NewSchema,
     /// Writers' schemas to remember, by id.
     pub writers: BTreeMap<String, Arc<str>>,
+    pub properties: Vec<(&'static str, String)>,
+}
+
+#[derive(Default)]
+pub(super) enum NewSchema {
+    #[default]
+    Same,
+    /// Columns that the table has to have beside its own.
+    With(Schema),
+    /// For a commit that removes every file.
+    Whole(Schema),
 }
 
 impl Change {
     pub fn new(actions: Vec<Action>, operation: DeltaOperation) -> Change {
-        Change { actions, operation, landed: Position::default(), schema: None, writers: BTreeMap::new() }
+        let (landed, schema, writers, properties) = Default::default();
+        Change { actions, operation, landed, schema, writers, properties }
     }
 }
 
@@ -140,6 +151,11 @@ impl Log {
         properties.filter_map(|(key, text)| Some((key.strip_prefix(SCHEMA_PROPERTY)?, text.as_str())))
     }
 
+    /// What makes this table another one than any that lay here before.
+    pub fn id(&self) -> &str {
+        self.state.metadata.id()
+    }
+
     pub fn property(&self, name: &str) -> Option<&str> {
         self.state.metadata.configuration().get(name).map(String::as_str)
     }
@@ -154,22 +170,27 @@ impl Log {
     /// Commits. After an error that is passing the outcome is not known: [`Log::settle`] finds it out.
     pub async fn commit(&mut self, change: Change) -> Result<(), Error> {
         self.settle().await?;
-        let Change { mut actions, operation, landed, schema, writers } = change;
+        let Change { mut actions, operation, landed, schema, writers, properties } = change;
         let mut after = State { version: self.state.version + 1, ..self.state.clone() };
         let wrong = |e: &dyn std::fmt::Display| Error::lasting(&self.name, e.to_string());
-        if let Some(wanted) = &schema {
-            let whole = merged(&after.schema, wanted).map_err(|e| wrong(&e))?;
-            if whole != *after.schema {
-                let kernel: StructType = (&whole).try_into_kernel().map_err(|e| wrong(&e))?;
-                after.metadata = after.metadata.with_schema(&kernel).map_err(|e| wrong(&e))?;
-                after.schema = Arc::new(whole);
-            }
+        let whole = match schema {
+            NewSchema::Same => None,
+            NewSchema::With(more) => Some(merged(&after.schema, &more).map_err(|e| wrong(&e))?),
+            NewSchema::Whole(schema) => Some(schema),
+        };
+        if let Some(whole) = whole.filter(|whole| *whole != *after.schema) {
+            let kernel: StructType = (&whole).try_into_kernel().map_err(|e| wrong(&e))?;
+            after.metadata = after.metadata.with_schema(&kernel).map_err(|e| wrong(&e))?;
+            after.schema = Arc::new(whole);
         }
         for (id, text) in writers {
             let key = format!("{SCHEMA_PROPERTY}{id}");
             if !after.metadata.configuration().contains_key(&key) {
                 after.metadata = after.metadata.add_config_key(key, text.to_string()).map_err(|e| wrong(&e))?;
             }
+        }
+        for (key, value) in properties {
+            after.metadata = after.metadata.add_config_key(key.into(), value).map_err(|e| wrong(&e))?;
         }
         if after.metadata != self.state.metadata {
             actions.insert(0, Action::Metadata(after.metadata.clone()));

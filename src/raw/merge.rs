@@ -19,6 +19,8 @@ pub(super) struct Merge {
     table: String,
     store: ObjectStoreRef,
     schema: SchemaRef,
+    /// Rows of this commit and of earlier ones are left out.
+    after: i64,
     /// In the order of their first commit.
     waiting: VecDeque<DataFile>,
     open: Vec<Front>,
@@ -38,7 +40,14 @@ impl Merge {
     /// Rows come with the columns of `schema`; `table` is for messages.
     pub fn new(table: &str, store: ObjectStoreRef, schema: SchemaRef, mut files: Vec<DataFile>) -> Merge {
         files.sort_by_key(|f| f.commits);
-        Merge { table: table.into(), store, schema, waiting: files.into(), open: Vec::new() }
+        Merge { table: table.into(), store, schema, after: -1, waiting: files.into(), open: Vec::new() }
+    }
+
+    /// Only the rows of commits after `commit`.
+    pub fn after(mut self, commit: i64) -> Merge {
+        self.waiting.retain(|f| f.commits.1 > commit);
+        self.after = commit;
+        self
     }
 
     /// The next rows; `None` after the last.
@@ -76,9 +85,10 @@ impl Merge {
     /// Reads the next batch of a file; says whether there is one.
     async fn fill(&self, front: &mut Front) -> Result<bool, Error> {
         while let Some(batch) = front.rows.try_next().await.map_err(|e| self.unreadable(e))? {
-            if batch.num_rows() > 0 {
+            let left_out = longs(&batch, COMMIT).partition_point(|commit| *commit <= self.after);
+            if left_out < batch.num_rows() {
                 front.batch = fitted(&batch, &self.schema).map_err(|e| Error::lasting(&self.table, e))?;
-                front.at = 0;
+                front.at = left_out;
                 return Ok(true);
             }
         }

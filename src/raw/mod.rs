@@ -33,8 +33,10 @@ mod files;
 mod hydrate;
 mod log;
 mod merge;
+mod snapshot;
 mod store;
 mod table;
+mod upkeep;
 mod value;
 mod writer;
 
@@ -47,6 +49,7 @@ use deltalake::ObjectStoreError;
 pub use columns::Columns;
 pub use events::{Events, Rows};
 pub use hydrate::Hydration;
+pub use snapshot::{Snapshot, SnapshotStats};
 pub use table::RawTable;
 
 #[derive(Debug, thiserror::Error)]

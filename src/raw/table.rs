@@ -10,14 +10,13 @@ use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, UInt32Arra
 use arrow::compute::take_record_batch;
 use arrow::datatypes::{Field, Schema, SchemaRef, TimestampMicrosecondType};
 use chrono::{DateTime, Datelike};
-use deltalake::kernel::Action;
 use deltalake::protocol::{DeltaOperation, SaveMode};
-use object_store::ObjectStoreExt;
 
 use super::columns::{COMMIT, Columns, DAY};
 use super::events::Rows;
-use super::files::{FileWriter, longs, partitions};
-use super::log::{Change, Log};
+use super::files::{longs, partitions};
+use super::log::{Change, Log, NewSchema};
+use super::upkeep::Writing;
 use super::{Error, store};
 use crate::time::{Offset, Partition, Position};
 
@@ -28,6 +27,8 @@ const PROPERTIES: [(&str, &str); 2] =
 pub struct RawTable {
     pub(super) log: Log,
     columns: Columns,
+    /// The version of the last checkpoint that this writer has made, or that it began with.
+    pub(super) checkpointed: u64,
 }
 
 impl RawTable {
@@ -52,7 +53,8 @@ impl RawTable {
         super::columns::merged(log.schema(), &own)
             .map_err(|e| Error::lasting(location, format!("this is no raw table of Freshet's: {e}")))?;
         let columns = Columns::of(log.schema());
-        Ok(RawTable { log, columns })
+        let checkpointed = log.version();
+        Ok(RawTable { log, columns, checkpointed })
     }
 
     /// Where the table lies.
@@ -86,20 +88,16 @@ impl RawTable {
         let days = by_day(&rows.batch, &order);
         let mut actions = Vec::with_capacity(days.len());
         for (day, places) in days {
-            let failed = |e: &dyn std::fmt::Display| Error::lasting(&self.log.name, e.to_string());
-            let batch = take_record_batch(&rows.batch, &places).map_err(|e| failed(&e))?;
-            let batch = with_commit(&batch, version).map_err(|e| failed(&e))?;
-            let mut file = FileWriter::new(&batch).map_err(|e| failed(&e))?;
-            file.write(&batch).map_err(|e| failed(&e))?;
-            let (path, bytes, add) = file.finish(Some(&day), version, true).map_err(|e| failed(&e))?;
-            let store = self.log.store.object_store(None);
-            store.put(&path, bytes.into()).await.map_err(|e| Error::store(&self.log.name, e))?;
-            actions.push(Action::Add(add));
+            let batch = take_record_batch(&rows.batch, &places).and_then(|batch| with_commit(&batch, version));
+            let batch = batch.map_err(|e| Error::lasting(&self.log.name, e))?;
+            let mut file = Writing::new(&self.log, Some(&day), true);
+            file.write(&batch).await?;
+            actions.extend(file.finish().await?);
         }
         let partition_by = Some(vec![DAY.to_string()]);
         let operation = DeltaOperation::Write { mode: SaveMode::Append, partition_by, predicate: None };
         let landed = rows.up_to.clone();
-        let (schema, writers) = (Some(rows.columns.schema()), rows.writers.clone());
+        let (schema, writers) = (NewSchema::With(rows.columns.schema()), rows.writers.clone());
         self.log.commit(Change { landed, schema, writers, ..Change::new(actions, operation) }).await?;
         self.columns = Columns::of(self.log.schema());
         Ok(order.len())

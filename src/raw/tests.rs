@@ -268,7 +268,7 @@ async fn a_second_writer_is_refused_and_says_so() {
 async fn columns_come_and_change_their_types() {
     let store = Faulty::default();
     let mut table = store.open().await;
-    let mut take = async |table: &mut RawTable, from, values: &[Vec<u8>]| {
+    let take = async |table: &mut RawTable, from, values: &[Vec<u8>]| {
         let rows = rows(table, 0, from, values).await;
         table.append(&rows).await.unwrap();
     };
@@ -295,11 +295,11 @@ async fn columns_come_and_change_their_types() {
 /// Messages of three partitions are landed by writers that crash, over a store that fails; in the end each is there once.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_offset_is_there_once_whatever_crashes() {
+    let mut refused = 0;
     for seed in 0..60 {
         let mut random = StdRng::seed_from_u64(seed);
         let store = Faulty::default();
         let ends: Vec<i64> = (0..3).map(|_| random.random_range(5..30)).collect();
-        let mut refused = 0;
         loop {
             // A new process.
             store.will(&[]);
@@ -337,6 +337,13 @@ async fn every_offset_is_there_once_whatever_crashes() {
                         other => break other,
                     }
                 };
+                let done = match done {
+                    Ok(_) if random.random_bool(0.3) => {
+                        store.will(&[fate(0), fate(1)]);
+                        upkeep(&mut table, &mut random).await
+                    }
+                    other => other,
+                };
                 match done {
                     Ok(_) => {}
                     // The process ends here, with whatever is under way.
@@ -353,8 +360,49 @@ async fn every_offset_is_there_once_whatever_crashes() {
         let mut there: Vec<(i32, i64)> = all(&table).await.into_iter().map(|r| (r.0, r.1)).collect();
         there.sort_unstable();
         let expect: Vec<(i32, i64)> = (0..3).flat_map(|n| (0..ends[n as usize]).map(move |o| (n, o))).collect();
-        assert_eq!(there, expect, "seed {seed}, {refused} times refused");
+        assert_eq!(there, expect, "seed {seed}");
     }
+    assert!(refused > 0, "a commit that comes late makes a new writer lose");
+}
+
+/// Any of it, at any moment; a passing error leaves the rest to the next time.
+async fn upkeep(table: &mut RawTable, random: &mut StdRng) -> Result<usize, Error> {
+    let done = match random.random_range(0..3) {
+        0 => table.compact(2).await,
+        1 => table.vacuum(std::time::Duration::ZERO).await,
+        _ => {
+            table.checkpointed = table.version() + 50;
+            table.checkpoint().await.map(usize::from)
+        }
+    };
+    match done {
+        Err(e) if e.is_passing() => Ok(0),
+        other => other,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_files_are_merged_and_old_ones_removed() {
+    let store = Faulty::default();
+    let mut table = store.open().await;
+    for n in 0..6 {
+        let rows = rows(&table, 0, n, &[event(n, &[])]).await;
+        table.append(&rows).await.unwrap();
+    }
+    let (before, landed) = (all(&table).await, table.landed().clone());
+    assert_eq!(table.compact(7).await.unwrap(), 0, "they are too few");
+    assert_eq!(table.compact(6).await.unwrap(), 6);
+    assert_eq!(table.compact(2).await.unwrap(), 0, "there is one now");
+    table.checkpointed = 100;
+    assert!(table.checkpoint().await.unwrap());
+    assert!(!table.checkpoint().await.unwrap());
+    // The young are kept, then six files of data and the log before the checkpoint go.
+    assert_eq!(table.vacuum(std::time::Duration::from_secs(60)).await.unwrap(), 0);
+    assert_eq!(table.vacuum(std::time::Duration::ZERO).await.unwrap(), 6 + 7);
+    let mut table = store.open().await;
+    assert_eq!((all(&table).await, table.landed()), (before, &landed), "also for who opens it now");
+    let rows = rows(&table, 0, 4, &[event(4, &[]), event(5, &[]), event(6, &[])]).await;
+    assert_eq!(table.append(&rows).await.unwrap(), 1);
 }
 
 #[test]
