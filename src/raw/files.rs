@@ -28,6 +28,7 @@ const READ_ROWS: usize = 1024;
 pub(super) struct DataFile {
     pub path: Path,
     pub size_bytes: u64,
+    pub rows: usize,
     pub day: Option<String>,
     /// First and last commit that it has rows of.
     pub commits: (i64, i64),
@@ -51,7 +52,8 @@ impl DataFile {
             let day = remove.partition_values.as_ref().and_then(|v| v.get(DAY).cloned().flatten());
             // Of a file without statistics nothing is known: it may have rows of any commit.
             let commits = (commit("minValues").unwrap_or(0), commit("maxValues").unwrap_or(i64::MAX));
-            files.push(DataFile { path, size_bytes: file.size().max(0) as u64, day, commits, remove });
+            let rows = file.num_records().unwrap_or(0);
+            files.push(DataFile { path, size_bytes: file.size().max(0) as u64, rows, day, commits, remove });
         }
         files.sort_by(|a, b| (a.commits, &a.path).cmp(&(b.commits, &b.path)));
         Ok(files)

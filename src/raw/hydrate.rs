@@ -146,7 +146,7 @@ impl Hydration {
     }
 
     /// What `decoder` makes of rows of one partition.
-    pub(super) async fn decode(&self, decoder: &mut Decoder, rows: &RecordBatch) -> Result<Decoded, Error> {
+    pub(super) async fn decode(&mut self, decoder: &mut Decoder, rows: &RecordBatch) -> Result<Decoded, Error> {
         let partition = Partition::new(self.topic.clone(), partitions(rows)[0]);
         let messages = taken(rows, &self.writers).map_err(|e| Error::lasting(&self.table, e))?;
         Ok(decoder.decode_taken(&partition, &messages).await?)

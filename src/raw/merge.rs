@@ -83,7 +83,7 @@ impl Merge {
     }
 
     /// Reads the next batch of a file; says whether there is one.
-    async fn fill(&self, front: &mut Front) -> Result<bool, Error> {
+    async fn fill(&mut self, front: &mut Front) -> Result<bool, Error> {
         while let Some(batch) = front.rows.try_next().await.map_err(|e| self.unreadable(e))? {
             let left_out = longs(&batch, COMMIT).partition_point(|commit| *commit <= self.after);
             if left_out < batch.num_rows() {

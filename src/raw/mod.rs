@@ -31,6 +31,7 @@ mod columns;
 mod events;
 mod files;
 mod hydrate;
+mod landing;
 mod log;
 mod merge;
 mod snapshot;
@@ -49,6 +50,7 @@ use deltalake::ObjectStoreError;
 pub use columns::Columns;
 pub use events::{Events, Rows};
 pub use hydrate::Hydration;
+pub use landing::{Landing, Observer};
 pub use snapshot::{Snapshot, SnapshotStats};
 pub use table::RawTable;
 

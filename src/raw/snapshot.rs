@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::BooleanArray;
 use arrow::compute::filter_record_batch;
@@ -43,6 +44,33 @@ pub struct SnapshotStats {
     /// Rows that were read: the snapshot before it and the tail.
     pub read: usize,
     pub kept: usize,
+}
+
+/// Where a snapshot is to be taken, by whom.
+pub(super) struct Place {
+    pub location: String,
+    pub options: BTreeMap<String, String>,
+    pub dataflow: String,
+    pub source: config::Source,
+}
+
+impl Place {
+    /// Rows of `table` that its snapshot does not have.
+    pub async fn tail_rows(&self, table: &RawTable) -> Result<usize, Error> {
+        let snapshot = Snapshot::open(&self.location, &self.options, &self.dataflow, table).await?;
+        let commit = snapshot.commit(table, &self.source).unwrap_or(-1);
+        let files = DataFile::all(&table.log.load().await?).map_err(|e| Error::lasting(&self.location, e))?;
+        Ok(files.iter().filter(|f| f.commits.1 > commit).map(|f| f.rows).sum())
+    }
+
+    /// Takes one, beside whoever appends, and removes what has been replaced for longer than `age`.
+    pub async fn take(&self, schemas: Arc<dyn SchemaStore>, age: Duration) -> Result<SnapshotStats, Error> {
+        let table = RawTable::open(&self.location, &self.options, &self.dataflow, &self.source.topic).await?;
+        let mut snapshot = Snapshot::open(&self.location, &self.options, &self.dataflow, &table).await?;
+        let stats = snapshot.take(&table, &self.source, schemas).await?;
+        snapshot.vacuum(age).await?;
+        Ok(stats)
+    }
 }
 
 impl Snapshot {
@@ -155,7 +183,7 @@ impl Snapshot {
     }
 
     /// Removes the files of snapshots that were replaced longer than `age` ago.
-    pub async fn vacuum(&mut self, age: std::time::Duration) -> Result<usize, Error> {
+    pub async fn vacuum(&mut self, age: Duration) -> Result<usize, Error> {
         self.log.settle().await?;
         vacuum(&self.log, age).await
     }

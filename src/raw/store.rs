@@ -12,9 +12,6 @@ use object_store::prefix::PrefixStore;
 
 use super::Error;
 
-/// Keys of the options that come from the environment alone, so that no configuration file holds them.
-pub const SECRETS: [&str; 3] = ["access_key_id", "secret_access_key", "session_token"];
-
 /// The log store of the table at `location`: a path, which is made if it is not there, or `s3://bucket/path`. For S3, `options` are those of
 /// object_store (`endpoint`, `region`, `allow_http`, ...) and go before the environment's `AWS_*`.
 pub(super) fn log_store(location: &str, options: &BTreeMap<String, String>) -> Result<LogStoreRef, Error> {
