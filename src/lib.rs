@@ -17,6 +17,8 @@ pub mod source;
 
 pub mod decode;
 
+pub mod raw;
+
 pub mod dataflow;
 
 pub mod validate;

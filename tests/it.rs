@@ -15,6 +15,7 @@ mod it {
     mod printed;
     mod program;
     mod queues;
+    mod raw;
     mod recording;
     mod replay;
     mod running;

@@ -11,7 +11,7 @@ use toml::{Table, Value};
 
 use super::project::{self, Project, Settings};
 use super::section::{Context, Section};
-use super::{Config, DeviceChoice, Embed, Engine, Envelope, Format, Index, Kafka, Registry, Serve, Source};
+use super::{Config, DeviceChoice, Embed, Engine, Envelope, Format, Index, Kafka, Raw, Registry, Serve, Source};
 
 /// Settings of librdkafka that what Freshet promises rests on, and why each is not the user's.
 pub const FORBIDDEN: &[(&str, &str)] = &[
@@ -185,6 +185,7 @@ fn read(cx: &Context<'_>, table: Table) -> Config {
         concurrency_max: s.size("concurrency_max", 64, 1..=100_000),
     };
     s.finish();
+    let raw = root.table.contains_key("raw").then(|| raw(&mut root.section("raw"), &sources));
     root.finish();
     let Project { models, tests, view } =
         project::read(cx, &Settings { name: &name, target, variables, sources: &sources, view });
@@ -201,7 +202,66 @@ fn read(cx: &Context<'_>, table: Table) -> Config {
         embed,
         index,
         serve,
+        raw,
     }
+}
+
+/// Options of S3 that come from the environment alone.
+const SECRETS: [&str; 3] = ["access_key_id", "secret_access_key", "session_token"];
+
+fn raw(s: &mut Section<'_>, sources: &[Source]) -> Raw {
+    let uri = s.location("uri", Some("../../data/raw"));
+    let options = raw_options(s, uri.starts_with("s3://"));
+    let scheme = uri.split_once("://").map_or("file", |(scheme, _)| scheme);
+    if !["file", "s3"].contains(&scheme) {
+        s.problem("uri", format!("is of the kind {scheme}://; a folder and s3:// are possible"));
+    }
+    for source in sources {
+        let name = format!("{}__{}", source.schema, source.table);
+        if !name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c)) {
+            s.problem("uri", format!("cannot hold a folder {name:?} for a source: letters, digits, _, - and . are possible"));
+        }
+    }
+    let raw = Raw {
+        uri,
+        options,
+        commit_max_bytes: s.size("commit_max_bytes", 32 * MIB, 1024..=1024 * MIB),
+        commit_max_age_ms: s.number("commit_max_age_ms", 10_000, 10..=3_600_000),
+        queue_max_bytes: s.size("queue_max_bytes", 64 * MIB, 1024..=4096 * MIB),
+        compact_min_files: s.size("compact_min_files", 32, 2..=10_000),
+        // Who reads an old version, a long query or a snapshot in the making, needs its files meanwhile.
+        versions_max_age_s: s.number("versions_max_age_s", 604_800, 3600..=315_360_000),
+        snapshot_min_events: s.size("snapshot_min_events", 100_000, 1..=1_000_000_000),
+    };
+    if raw.queue_max_bytes < raw.commit_max_bytes {
+        let reason = format!("is less than commit_max_bytes ({}): a commit has to fit", raw.commit_max_bytes);
+        s.problem("queue_max_bytes", reason);
+    }
+    std::mem::replace(s, Section::new(s.cx, String::new(), Table::new())).finish();
+    raw
+}
+
+fn raw_options(raw: &mut Section<'_>, is_s3: bool) -> BTreeMap<String, String> {
+    let section = raw.section("options");
+    let mut options = BTreeMap::new();
+    for (key, value) in &section.table {
+        let short = key.strip_prefix("aws_").unwrap_or(key);
+        if !is_s3 {
+            section.problem(key, "is for s3:// alone");
+        } else if SECRETS.contains(&short) {
+            let variable = format!("AWS_{}", short.to_uppercase());
+            section.problem(key, format!("cannot be set: the environment variable {variable} is asked"));
+        } else if key.parse::<object_store::aws::AmazonS3ConfigKey>().is_err() {
+            section.problem(key, "is no option of S3");
+        } else {
+            let text = match value {
+                Value::String(text) => section.cx.expand(&section.key(key), text),
+                other => other.to_string(),
+            };
+            options.insert(key.clone(), text);
+        }
+    }
+    options
 }
 
 fn options(kafka: &mut Section<'_>) -> BTreeMap<String, String> {
@@ -404,6 +464,33 @@ mod tests {
         assert_eq!(keys, expect, "{errors}");
         let text = errors.to_string();
         assert!(text.contains("did you mean ann_min_rows?") && text.contains("NOT_SET"), "{text}");
+    }
+
+    #[test]
+    fn raw_is_optional_and_its_keys_stay_out_of_files() {
+        assert!(load_text(GOOD).unwrap().raw.is_none());
+        let good = format!("{GOOD}\n[raw]\nuri = \"s3://b/raw/\"\noptions = {{ endpoint = \"http://${{HOST}}:9000\", allow_http = true }}\n");
+        let config = load_text(&good).unwrap();
+        let raw = config.raw.unwrap();
+        assert_eq!(raw.options["endpoint"], "http://host:9000");
+        assert_eq!(raw.options["allow_http"], "true");
+        assert_eq!(raw.table(&config.sources[0]), "s3://b/raw/shop__product");
+        let bad = format!(
+            "{GOOD}\n[raw]\nuri = \"s3://b\"\nqueue_max_bytes = 2048\nversions_max_age_s = 1\ncommit_max_age = 5\n[raw.options]\nendpont = \"x\"\nsecret_access_key = \"x\"\n"
+        );
+        let errors = load_text(&bad).unwrap_err();
+        let keys: Vec<&str> = errors.problems.iter().map(|p| p.key.as_str()).collect();
+        let expect = [
+            "raw.commit_max_age",
+            "raw.options.endpont",
+            "raw.options.secret_access_key",
+            "raw.queue_max_bytes",
+            "raw.versions_max_age_s",
+        ];
+        assert_eq!(keys, expect, "{errors}");
+        assert!(errors.to_string().contains("AWS_SECRET_ACCESS_KEY"), "{errors}");
+        let local = format!("{GOOD}\n[raw]\noptions = {{ region = \"x\" }}\n");
+        assert!(load_text(&local).unwrap_err().to_string().contains("s3:// alone"));
     }
 
     #[test]

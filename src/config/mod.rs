@@ -34,6 +34,8 @@ pub struct Config {
     pub embed: Embed,
     pub index: Index,
     pub serve: Serve,
+    /// `None`: events are not kept; a start reads Kafka from its first offset.
+    pub raw: Option<Raw>,
 }
 
 #[derive(Clone, Debug)]
@@ -188,6 +190,34 @@ pub struct Index {
     pub compact_min_fragments: usize,
     /// Age in seconds at which old versions of the table are removed.
     pub versions_max_age_s: u64,
+}
+
+/// The Delta tables of events as they came.
+#[derive(Clone, Debug)]
+pub struct Raw {
+    /// Folder (or `s3://` URI) that holds a table for each source.
+    pub uri: String,
+    /// Of the object store: `endpoint`, `region`, `allow_http`, ... Keys come from the environment.
+    pub options: BTreeMap<String, String>,
+    /// Bytes of messages from which a commit is due.
+    pub commit_max_bytes: usize,
+    /// Age in milliseconds of the oldest message at which a commit is due.
+    pub commit_max_age_ms: u64,
+    /// Bound of the messages, in bytes, that are taken and not committed.
+    pub queue_max_bytes: usize,
+    /// Small files of one day from which they are merged.
+    pub compact_min_files: usize,
+    /// Age in seconds at which replaced files and old versions are removed.
+    pub versions_max_age_s: u64,
+    /// Events since the last snapshot of a source's current rows from which a new one is taken.
+    pub snapshot_min_events: usize,
+}
+
+impl Raw {
+    /// Where a source's table lies; its snapshot is beside it.
+    pub fn table(&self, source: &Source) -> String {
+        format!("{}/{}__{}", self.uri.trim_end_matches('/'), source.schema, source.table)
+    }
 }
 
 #[derive(Clone, Debug)]

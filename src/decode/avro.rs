@@ -5,13 +5,17 @@
 
 use std::borrow::Cow;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Map, Value};
+
 use super::cell::Raw;
-use super::schema::{NodeId, Record, Schema, Shape};
+use super::schema::{Field, NodeId, Record, Schema, Shape};
 
 /// Deepest nesting of values; a record may hold itself.
 const DEPTH_MAX: u32 = 64;
 
-pub(super) struct Cursor<'a> {
+pub(crate) struct Cursor<'a> {
     rest: &'a [u8],
 }
 
@@ -173,6 +177,51 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// The value at `id`, of whatever shape, as JSON: bytes in base64, numbers that JSON lacks as text.
+    pub fn json(&mut self, schema: &Schema, id: NodeId) -> Read<Value> {
+        self.json_at(schema, id, 0)
+    }
+
+    fn json_at(&mut self, schema: &Schema, id: NodeId, depth: u32) -> Read<Value> {
+        if depth > DEPTH_MAX {
+            return Err(format!("the message is nested deeper than {DEPTH_MAX}"));
+        }
+        let id = self.branch(schema, id)?;
+        Ok(match &schema.node(id).shape {
+            Shape::Array(items) => {
+                let mut list = Vec::new();
+                self.blocks(|cursor| {
+                    list.push(cursor.json_at(schema, *items, depth + 1)?);
+                    Ok(())
+                })?;
+                Value::Array(list)
+            }
+            Shape::Map(values) => {
+                let mut map = Map::new();
+                self.blocks(|cursor| {
+                    let key = cursor.string()?.to_string();
+                    map.insert(key, cursor.json_at(schema, *values, depth + 1)?);
+                    Ok(())
+                })?;
+                Value::Object(map)
+            }
+            Shape::Record(record) => {
+                let field = |f: &Field| Ok((f.name.to_string(), self.json_at(schema, f.node, depth + 1)?));
+                Value::Object(record.fields.iter().map(field).collect::<Read<_>>()?)
+            }
+            Shape::Union(_) => return Err("a union lies directly in a union".into()),
+            _ => match self.read(schema, id)? {
+                Raw::Bool(v) => v.into(),
+                Raw::Int(v) => v.into(),
+                Raw::Float(v) => float(v.into()),
+                Raw::Double(v) => float(v),
+                Raw::Str(v) => v.into_owned().into(),
+                Raw::Bytes(v) => STANDARD.encode(v).into(),
+                Raw::Null | Raw::Scaled(..) | Raw::List(_) => Value::Null,
+            },
+        })
+    }
+
     fn array<const N: usize>(&mut self) -> Read<[u8; N]> {
         Ok(self.take(N)?.try_into().expect("as many bytes as were asked for"))
     }
@@ -226,6 +275,10 @@ fn short_varint(bytes: [u8; 8]) -> Option<(u64, usize)> {
     let fours = (pairs & 0x0000_3fff_0000_3fff) | ((pairs & 0x3fff_0000_3fff_0000) >> 2);
     let value = (fours & 0x0fff_ffff) | ((fours & 0x0fff_ffff_0000_0000) >> 4);
     Some((value, ends.trailing_zeros() as usize / 8 + 1))
+}
+
+fn float(value: f64) -> Value {
+    serde_json::Number::from_f64(value).map_or_else(|| value.to_string().into(), Value::Number)
 }
 
 #[cfg(test)]
@@ -293,6 +346,17 @@ mod tests {
         check(r#"{"type":"array","items":"int"}"#, &[3, 6, 2, 4, 0], "says 3 bytes");
         check(r#"{"type":"array","items":"int"}"#, &[0xfe, 0xff, 0xff, 0xff, 0xf, 2], "has 1 bytes");
         check(r#"{"type":"enum","name":"E","symbols":["a"]}"#, &[2], "no symbol 1");
+    }
+
+    #[test]
+    fn whatever_is_nested_is_json() {
+        let avro = r#"{"type":"record","name":"P","fields":[{"name":"x","type":"double"},{"name":"wkb","type":["null","bytes"]},{"name":"tags","type":{"type":"map","values":{"type":"array","items":"int"}}}]}"#;
+        let schema = Schema::from_avro(avro).unwrap();
+        let body = [0, 0, 0, 0, 0, 0, 0xf8, 0x7f, 2, 4, 0xff, 1, 2, 2, b'a', 2, 6, 0, 0];
+        let mut cursor = Cursor::new(&body);
+        let value = cursor.json(&schema, schema.root).unwrap();
+        cursor.finish().unwrap();
+        assert_eq!(value.to_string(), r#"{"x":"NaN","wkb":"/wE=","tags":{"a":[3]}}"#);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::text;
 
 /// What stands on the wire, of whatever format.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Raw<'a> {
+pub(crate) enum Raw<'a> {
     Null,
     Bool(bool),
     Int(i64),
@@ -54,13 +54,13 @@ impl Raw<'_> {
 }
 
 /// Whether a text is the placeholder; an empty placeholder stands for none.
-pub(super) fn is_placeholder(text: &str, placeholder: &str) -> bool {
+pub(crate) fn is_placeholder(text: &str, placeholder: &str) -> bool {
     text == placeholder && !placeholder.is_empty()
 }
 
 /// A value of the contract's type.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Cell<'a> {
+pub(crate) enum Cell<'a> {
     Null,
     Bool(bool),
     /// Every type that is a 32 or 64 bit integer inside: numbers, dates, times, instants, durations.
@@ -92,7 +92,7 @@ impl Cell<'_> {
 }
 
 /// Converts a value of the writer's type to the target's, which the writer's type promotes to. The error says what does not fit.
-pub(super) fn convert<'a>(raw: Raw<'a>, writer: &Type, target: &Type) -> Result<Cell<'a>, String> {
+pub(crate) fn convert<'a>(raw: Raw<'a>, writer: &Type, target: &Type) -> Result<Cell<'a>, String> {
     let (raw, wanted) = (raw, &target.arrow);
     let misfit = |raw: &Raw<'_>| format!("{} does not fit {wanted}", shown(raw));
     let cell = match (writer.meaning, raw) {
@@ -261,7 +261,7 @@ fn shown(raw: &Raw<'_>) -> String {
 }
 
 /// An Arrow column that grows.
-pub(super) struct Column {
+pub(crate) struct Column {
     values: Values,
     data_type: DataType,
 }

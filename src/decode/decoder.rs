@@ -17,16 +17,16 @@ use super::row::{ContractError, RowType};
 use super::schema::{NodeId, Schema};
 use super::{Change, Counts, Decoded, Op, Origin, Reject, Rule, json, wire};
 use crate::config::{self, Format};
-use crate::source::{Message, MessageBatch};
+use crate::source::MessageBatch;
 use crate::time::Offset;
 
 /// Schema parts of JSON messages that are remembered; a table has a few over its life.
 const JSON_PLANS_MAX: usize = 64;
 
 pub struct Decoder {
-    index: usize,
-    source: config::Source,
-    row_type: Arc<RowType>,
+    pub(super) index: usize,
+    pub(super) source: config::Source,
+    pub(super) row_type: Arc<RowType>,
     key_converter: RowConverter,
     schemas: Arc<dyn SchemaStore>,
     plans: AHashMap<u32, Plans>,
@@ -47,7 +47,7 @@ struct Plans {
     key: Option<Made<KeyPlan>>,
 }
 
-type Made<P> = Arc<Result<(Schema, P), Bad>>;
+pub(super) type Made<P> = Arc<Result<(Schema, P), Bad>>;
 
 /// How a key becomes the key's columns.
 enum KeyPlan {
@@ -76,7 +76,7 @@ fn made<P>(schema: Result<Schema, Bad>, plan: impl FnOnce(&Schema) -> Result<P, 
 }
 
 /// What the batch has come to so far.
-struct Assembly {
+pub(super) struct Assembly {
     rows: Vec<Column>,
     row_count: usize,
     keys: Vec<Column>,
@@ -141,38 +141,20 @@ impl Decoder {
         if self.source.format == Format::Avro {
             self.fetch_schemas(batch).await?;
         }
-        let capacity = batch.messages.len();
-        let mut assembly = Assembly {
-            rows: self.row_type.columns.iter().map(|c| Column::with_capacity(&c.ty.arrow, capacity)).collect(),
-            row_count: 0,
-            keys: self
-                .row_type
-                .key_columns()
-                .iter()
-                .map(|k| Column::with_capacity(&self.row_type.columns[*k].ty.arrow, capacity))
-                .collect(),
-            changes: Vec::with_capacity(batch.messages.len()),
-            counts: Counts::default(),
-        };
+        let mut assembly = Assembly::new(&self.row_type, batch.messages.len());
         let mut rejects = Vec::new();
         for message in &batch.messages {
-            let done = match self.source.format {
-                Format::Avro => self.avro(batch, message, &mut assembly),
-                Format::Json => self.json(batch, message, &mut assembly),
-            };
-            if let Err(Bad { rule, reason }) = done {
-                let value = batch.value(message);
+            let (key, value) = (batch.key(message), batch.value(message));
+            if let Err(bad) = self.message(message.offset, key, value, &mut assembly) {
+                let schema_id = value.and_then(|v| wire::split(v).ok()).map(|(id, _)| id);
                 rejects.push(Reject {
                     partition: batch.partition.clone(),
                     offset: message.offset,
                     timestamp_ms: message.timestamp_ms,
-                    rule,
-                    reason,
-                    schema_id: value
-                        .and_then(|v| wire::split(v).ok())
-                        .filter(|_| self.source.format == Format::Avro)
-                        .map(|(id, _)| id),
-                    key: batch.key(message).map(Into::into),
+                    rule: bad.rule,
+                    reason: bad.reason,
+                    schema_id: schema_id.filter(|_| self.source.format == Format::Avro),
+                    key: key.map(Into::into),
                     value: value.map(Into::into),
                 });
             }
@@ -183,26 +165,44 @@ impl Decoder {
     }
 
     async fn fetch_schemas(&mut self, batch: &MessageBatch) -> Result<(), Error> {
-        // A batch has few ids. One that is unknown is not remembered beyond it: it may be registered later.
-        let mut seen = Vec::new();
-        for message in &batch.messages {
-            for part in [batch.key(message), batch.value(message)].into_iter().flatten() {
-                let Ok((id, _)) = wire::split(part) else { continue };
-                if seen.contains(&id) {
-                    continue;
-                }
-                if self.plans.get(&id).is_none_or(|p| p.schema.is_none())
-                    && let Some(text) = self.schemas.get(id).await?
-                {
-                    self.plans.entry(id).or_default().schema = Some(text);
-                }
-                seen.push(id);
+        let parts = batch.messages.iter().flat_map(|m| [batch.key(m), batch.value(m)]);
+        let mut ids: Vec<u32> = Vec::new();
+        for (id, _) in parts.flatten().filter_map(|part| wire::split(part).ok()) {
+            // A batch has few ids.
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+        self.fetch(&ids).await
+    }
+
+    /// Asks for schemas that are not known. One that nobody knows is not remembered: it may be registered later.
+    pub(super) async fn fetch(&mut self, ids: &[u32]) -> Result<(), Error> {
+        for id in ids {
+            if self.plans.get(id).is_none_or(|p| p.schema.is_none())
+                && let Some(text) = self.schemas.get(*id).await?
+            {
+                self.plans.entry(*id).or_default().schema = Some(text);
             }
         }
         Ok(())
     }
 
-    fn value_plan(&mut self, id: u32) -> Result<Made<ValuePlan>, Bad> {
+    /// Adds what one message says, of either format.
+    pub(super) fn message(
+        &mut self,
+        offset: Offset,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        to: &mut Assembly,
+    ) -> Result<(), Bad> {
+        match self.source.format {
+            Format::Avro => self.avro(offset, key, value, to),
+            Format::Json => self.json(offset, key, value, to),
+        }
+    }
+
+    pub(super) fn value_plan(&mut self, id: u32) -> Result<Made<ValuePlan>, Bad> {
         if let Some((_, plan)) = self.last_value.as_ref().filter(|(last, _)| *last == id) {
             return Ok(plan.clone());
         }
@@ -237,12 +237,17 @@ impl Decoder {
         Ok(plan)
     }
 
-    fn avro(&mut self, batch: &MessageBatch, message: &Message, to: &mut Assembly) -> Result<(), Bad> {
-        let split = |part| wire::split(part).map_err(|e| bad(Rule::Wire, e));
-        let event = match batch.value(message) {
+    fn avro(
+        &mut self,
+        offset: Offset,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        to: &mut Assembly,
+    ) -> Result<(), Bad> {
+        let event = match value {
             None => None,
             Some(value) => {
-                let (id, body) = split(value)?;
+                let (id, body) = wire::split(value).map_err(|e| bad(Rule::Wire, e))?;
                 let plan = self.value_plan(id)?;
                 let (schema, plan) = plan.as_ref().as_ref().map_err(Clone::clone)?;
                 match plan.read_avro(schema, body, &self.row_type, &self.source.unavailable)? {
@@ -254,27 +259,29 @@ impl Decoder {
                 }
             }
         };
-        let key = match batch.key(message) {
-            None => None,
-            Some(key) => {
-                let (id, body) = split(key).map_err(|b| bad(b.rule, format!("the key: {}", b.reason)))?;
-                let plan = self.key_plan(id)?;
-                let (schema, plan) = plan.as_ref().as_ref().map_err(Clone::clone)?;
-                read_key_avro(plan, schema, body, &self.row_type)
-                    .map_err(|b| bad(b.rule, format!("the key: {}", b.reason)))?
-            }
-        };
-        to.add(message, key, event, &self.row_type)
+        let key = self.avro_key(key)?;
+        to.add(offset, key, event, &self.row_type)
     }
 
-    fn json(&mut self, batch: &MessageBatch, message: &Message, to: &mut Assembly) -> Result<(), Bad> {
-        let parse = |part: &[u8]| -> Result<serde_json::Value, Bad> {
-            serde_json::from_slice(part).map_err(|e| bad(Rule::Wire, format!("this is not JSON: {e}")))
-        };
-        let value = batch.value(message).map(parse).transpose()?;
-        let key =
-            batch.key(message).map(parse).transpose().map_err(|b| bad(b.rule, format!("the key: {}", b.reason)))?;
-        let (envelope, row_type) = (self.source.envelope, self.row_type.clone());
+    /// The key's columns, if the message's key has them.
+    pub(super) fn avro_key<'a>(&mut self, key: Option<&'a [u8]>) -> Result<Option<Vec<Cell<'a>>>, Bad> {
+        let Some(key) = key else { return Ok(None) };
+        let (id, body) = wire::split(key).map_err(|e| bad(Rule::Wire, format!("the key: {e}")))?;
+        let plan = self.key_plan(id)?;
+        let (schema, plan) = plan.as_ref().as_ref().map_err(Clone::clone)?;
+        read_key_avro(plan, schema, body, &self.row_type).map_err(in_key)
+    }
+
+    fn json(
+        &mut self,
+        offset: Offset,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        to: &mut Assembly,
+    ) -> Result<(), Bad> {
+        let value = value.map(parse_json).transpose()?;
+        let key = key.map(parse_json).transpose().map_err(in_key)?;
+        let row_type = self.row_type.clone();
         let value_plan;
         let event = match &value {
             None | Some(serde_json::Value::Null) => None,
@@ -289,9 +296,7 @@ impl Decoder {
                 } else {
                     value_plan = match part {
                         None => self.bare.clone(),
-                        Some(part) => remembered(&mut self.json_values, part, |schema| {
-                            ValuePlan::new(schema, envelope, &row_type)
-                        }),
+                        Some(part) => self.connect_plan(part),
                     };
                     let (schema, plan) = value_plan.as_ref().as_ref().map_err(Clone::clone)?;
                     match plan.read_json(schema, payload, &row_type, &self.source.unavailable)? {
@@ -304,24 +309,29 @@ impl Decoder {
                 }
             }
         };
-        let key_plan;
-        let key = match &key {
-            None => None,
-            Some(key) => {
-                let (part, payload) = schema_and_payload(key);
-                key_plan = match part {
-                    None => self.bare_key.clone(),
-                    Some(part) => remembered(&mut self.json_keys, part, |schema| KeyPlan::new(schema, &row_type)),
-                };
-                let (schema, plan) = key_plan.as_ref().as_ref().map_err(Clone::clone)?;
-                read_key_json(plan, schema, payload, &row_type)
-                    .map_err(|b| bad(b.rule, format!("the key: {}", b.reason)))?
-            }
-        };
-        to.add(message, key, event, &row_type)
+        let key = self.json_key(key.as_ref())?;
+        to.add(offset, key, event, &row_type)
     }
 
-    fn assemble(&self, assembly: Assembly) -> (Vec<Change>, Counts) {
+    pub(super) fn json_key<'a>(&mut self, key: Option<&'a serde_json::Value>) -> Result<Option<Vec<Cell<'a>>>, Bad> {
+        let Some(key) = key else { return Ok(None) };
+        let (part, payload) = schema_and_payload(key);
+        let row_type = self.row_type.clone();
+        let plan = match part {
+            None => self.bare_key.clone(),
+            Some(part) => remembered(&mut self.json_keys, part, |schema| KeyPlan::new(schema, &row_type)),
+        };
+        let (schema, plan) = plan.as_ref().as_ref().map_err(Clone::clone)?;
+        read_key_json(plan, schema, payload, &row_type).map_err(in_key)
+    }
+
+    /// The plan of values with this schema part.
+    pub(super) fn connect_plan(&mut self, part: &serde_json::Value) -> Made<ValuePlan> {
+        let (envelope, row_type) = (self.source.envelope, &self.row_type);
+        remembered(&mut self.json_values, part, |schema| ValuePlan::new(schema, envelope, row_type))
+    }
+
+    pub(super) fn assemble(&self, assembly: Assembly) -> (Vec<Change>, Counts) {
         let Assembly { mut rows, mut keys, changes, counts, .. } = assembly;
         let columns: Vec<_> = rows.iter_mut().map(Column::finish).collect();
         let rows =
@@ -349,10 +359,22 @@ impl Decoder {
 }
 
 impl Assembly {
+    /// Room for `capacity` messages.
+    pub(super) fn new(of: &RowType, capacity: usize) -> Assembly {
+        let column = |index: usize| Column::with_capacity(&of.columns[index].ty.arrow, capacity);
+        Assembly {
+            rows: (0..of.columns.len()).map(column).collect(),
+            row_count: 0,
+            keys: of.key_columns().iter().copied().map(column).collect(),
+            changes: Vec::with_capacity(capacity),
+            counts: Counts::default(),
+        }
+    }
+
     /// Adds what a message says. Everything that can fail has to have happened before the first column grows.
-    fn add(
+    pub(super) fn add(
         &mut self,
-        message: &Message,
+        offset: Offset,
         key: Option<Vec<Cell<'_>>>,
         event: Option<Event<'_>>,
         of: &RowType,
@@ -362,20 +384,20 @@ impl Assembly {
                 return Err(bad(Rule::Envelope, "a tombstone without a key says nothing about any row"));
             };
             self.counts.tombstone += 1;
-            self.push(message, Some(&key), PendingOp::Delete, Origin::default());
+            self.push(offset, Some(&key), PendingOp::Delete, Origin::default());
             return Ok(());
         };
         match kind {
             Kind::Truncate => {
                 self.counts.truncate += 1;
-                self.push(message, None, PendingOp::Truncate, origin);
+                self.push(offset, None, PendingOp::Truncate, origin);
             }
             Kind::Delete => {
                 let Some(key) = key.or(before_key) else {
                     return Err(bad(Rule::Envelope, "a delete without a key says nothing about any row"));
                 };
                 self.counts.delete += 1;
-                self.push(message, Some(&key), PendingOp::Delete, origin);
+                self.push(offset, Some(&key), PendingOp::Delete, origin);
             }
             Kind::Create | Kind::Update | Kind::Snapshot => {
                 let Some(row) = row else {
@@ -391,26 +413,34 @@ impl Assembly {
                     _ => self.counts.snapshot += 1,
                 }
                 if let Some(old) = before_key.filter(|old| kind == Kind::Update && *old != key) {
-                    self.push(message, Some(&old), PendingOp::Delete, origin.clone());
+                    self.push(offset, Some(&old), PendingOp::Delete, origin.clone());
                 }
                 for (column, cell) in self.rows.iter_mut().zip(&row.cells) {
                     column.append(cell);
                 }
                 let unavailable = (!row.unavailable.is_empty()).then(|| row.unavailable.into_boxed_slice());
                 self.row_count += 1;
-                self.push(message, Some(&key), PendingOp::Upsert { row: self.row_count - 1, unavailable }, origin);
+                self.push(offset, Some(&key), PendingOp::Upsert { row: self.row_count - 1, unavailable }, origin);
             }
         }
         Ok(())
     }
 
-    fn push(&mut self, message: &Message, key: Option<&[Cell<'_>]>, op: PendingOp, origin: Origin) {
+    fn push(&mut self, offset: Offset, key: Option<&[Cell<'_>]>, op: PendingOp, origin: Origin) {
         for (column, cell) in self.keys.iter_mut().zip(key.unwrap_or_default()) {
             column.append(cell);
         }
         let commit_ms = if origin.snapshot { 0 } else { origin.ts_ms };
-        self.changes.push(Pending { offset: message.offset, has_key: key.is_some(), op, origin, commit_ms });
+        self.changes.push(Pending { offset, has_key: key.is_some(), op, origin, commit_ms });
     }
+}
+
+fn in_key(bad: Bad) -> Bad {
+    Bad { reason: format!("the key: {}", bad.reason), ..bad }
+}
+
+pub(super) fn parse_json(part: &[u8]) -> Result<serde_json::Value, Bad> {
+    serde_json::from_slice(part).map_err(|e| bad(Rule::Wire, format!("this is not JSON: {e}")))
 }
 
 fn unknown_schema(id: u32) -> Bad {
@@ -492,7 +522,7 @@ fn bare_key_json<'a>(
 }
 
 /// Splits Connect's `{"schema", "payload"}`; what is not that is its own payload.
-fn schema_and_payload(value: &serde_json::Value) -> (Option<&serde_json::Value>, &serde_json::Value) {
+pub(crate) fn schema_and_payload(value: &serde_json::Value) -> (Option<&serde_json::Value>, &serde_json::Value) {
     match value {
         serde_json::Value::Object(object) if object.len() == 2 => match (object.get("schema"), object.get("payload")) {
             (Some(serde_json::Value::Null), Some(payload)) => (None, payload),

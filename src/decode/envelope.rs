@@ -16,7 +16,7 @@ use super::{Origin, Rule, json};
 use crate::config::Envelope;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Create,
     Update,
     Delete,
@@ -25,7 +25,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    fn of(op: &str) -> Result<Kind, Bad> {
+    pub(crate) fn of(op: &str) -> Result<Kind, Bad> {
         match op {
             "c" => Ok(Kind::Create),
             "u" => Ok(Kind::Update),
@@ -40,6 +40,19 @@ impl Kind {
     }
 }
 
+impl Kind {
+    /// Debezium's letter for it.
+    pub(crate) fn code(self) -> &'static str {
+        match self {
+            Kind::Create => "c",
+            Kind::Update => "u",
+            Kind::Delete => "d",
+            Kind::Snapshot => "r",
+            Kind::Truncate => "t",
+        }
+    }
+}
+
 /// What one value says.
 #[derive(Debug)]
 pub(super) struct Event<'a> {
@@ -49,6 +62,9 @@ pub(super) struct Event<'a> {
     pub before_key: Option<Vec<Cell<'a>>>,
     pub origin: Origin,
 }
+
+/// The values of a record by the place of their fields; `None` is one that the database did not send.
+pub(crate) type Values<'f, 'a> = dyn Fn(usize) -> Option<Raw<'a>> + Send + Sync + 'f;
 
 /// How values of one writer schema are read.
 #[derive(Debug)]
@@ -71,7 +87,7 @@ pub(super) enum ValuePlan {
 
 /// The parts of an envelope.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Part {
+pub(crate) enum Part {
     Before,
     After,
     Source,
@@ -192,6 +208,26 @@ impl ValuePlan {
         event.map(Parts::event).transpose()
     }
 
+    /// Takes an envelope's parts that were read before. Of a flattened row, `kind` is what the transformation's columns came to.
+    pub fn read_values<'a>(
+        &self,
+        kind: Kind,
+        before: Option<&Values<'_, 'a>>,
+        after: Option<&Values<'_, 'a>>,
+        origin: Origin,
+        of: &RowType,
+        unavailable: &str,
+    ) -> Result<Option<Event<'a>>, Bad> {
+        let (plan, before_plan) = match self {
+            ValuePlan::Skip => return Ok(None),
+            ValuePlan::Wrapped { row, before, .. } => (row, before.as_ref()),
+            ValuePlan::Flat { row, .. } => (row, None),
+        };
+        let row = after.map(|values| plan.read_values(values, of, unavailable));
+        let before = before.zip(before_plan).map(|(values, plan)| plan.read_values(values, of, unavailable));
+        Parts { op: Some(Ok(kind)), before, row, origin }.event().map(Some)
+    }
+
     /// Reads a JSON object, the schema part of which made this plan (or the contract did).
     pub fn read_json<'a>(
         &self,
@@ -239,7 +275,7 @@ impl ValuePlan {
 }
 
 /// Without a schema part a heartbeat is known by having nothing but its time.
-pub(super) fn is_json_service(value: &Value) -> bool {
+pub(crate) fn is_json_service(value: &Value) -> bool {
     value.as_object().is_some_and(|o| {
         (o.len() == 1 && o.contains_key("ts_ms"))
             || (o.contains_key("status") && o.contains_key("event_count"))
@@ -247,7 +283,7 @@ pub(super) fn is_json_service(value: &Value) -> bool {
     })
 }
 
-fn is_service_record(root: &Record) -> bool {
+pub(crate) fn is_service_record(root: &Record) -> bool {
     let name = root.full_name.strip_prefix("io.debezium.connector.");
     name.is_some_and(|n| ["Heartbeat", "TransactionMetadataValue", "SchemaChangeValue"].iter().any(|s| n.ends_with(s)))
 }
@@ -285,18 +321,18 @@ fn finish<'a>(
 
 /// What `ExtractNewRecordState` adds to a row, if it is told to.
 #[derive(Default)]
-struct Added {
+pub(crate) struct Added {
     deleted: bool,
     op: Option<Result<Kind, Bad>>,
     origin: Origin,
 }
 
 impl Added {
-    fn knows(name: &str) -> bool {
+    pub(crate) fn knows(name: &str) -> bool {
         matches!(name, "__deleted" | "__op") || origin_field(name).is_some()
     }
 
-    fn take(&mut self, name: &str, raw: Raw<'_>, table: &OnceLock<Arc<str>>) {
+    pub(crate) fn take(&mut self, name: &str, raw: Raw<'_>, table: &OnceLock<Arc<str>>) {
         match (name, raw) {
             ("__deleted", Raw::Bool(v)) => self.deleted = v,
             ("__deleted", Raw::Str(v)) => self.deleted = v == "true",
@@ -310,18 +346,23 @@ impl Added {
     }
 
     fn event<'a>(self, cells: RowCells<'a>) -> Result<Event<'a>, Bad> {
+        let (kind, origin) = self.kind_and_origin()?;
+        finish(kind, Some(cells), None, origin)
+    }
+
+    pub(crate) fn kind_and_origin(self) -> Result<(Kind, Origin), Bad> {
         let kind = match self.op {
             _ if self.deleted => Kind::Delete,
             Some(op) => op?,
             None => Kind::Update,
         };
-        finish(kind, Some(cells), None, self.origin)
+        Ok((kind, self.origin))
     }
 }
 
 /// The fields of `source` that are kept.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum OriginField {
+pub(crate) enum OriginField {
     TsMs,
     Snapshot,
     Lsn,
@@ -332,7 +373,7 @@ pub(super) enum OriginField {
 }
 
 impl OriginField {
-    fn of(name: &str) -> Option<OriginField> {
+    pub(crate) fn of(name: &str) -> Option<OriginField> {
         Some(match name {
             "ts_ms" => OriginField::TsMs,
             "snapshot" => OriginField::Snapshot,
@@ -353,7 +394,7 @@ fn origin_field(name: &str) -> Option<OriginField> {
 }
 
 /// `table` has the name that came first; an event of another table (a topic may carry several) pays for its own.
-fn keep(origin: &mut Origin, field: OriginField, raw: Raw<'_>, table: &OnceLock<Arc<str>>) {
+pub(crate) fn keep(origin: &mut Origin, field: OriginField, raw: Raw<'_>, table: &OnceLock<Arc<str>>) {
     match (field, raw) {
         (OriginField::TsMs, Raw::Int(v)) => origin.ts_ms = v,
         (OriginField::Lsn, Raw::Int(v)) => origin.lsn = Some(v),
@@ -370,7 +411,7 @@ fn keep(origin: &mut Origin, field: OriginField, raw: Raw<'_>, table: &OnceLock<
     }
 }
 
-fn op(raw: Raw<'_>) -> Option<Result<Kind, Bad>> {
+pub(crate) fn op(raw: Raw<'_>) -> Option<Result<Kind, Bad>> {
     match raw {
         Raw::Str(op) => Some(Kind::of(&op)),
         _ => None,
@@ -385,7 +426,7 @@ fn text(raw: Raw<'_>) -> Option<Arc<str>> {
 }
 
 /// A JSON value by its own type, for fields that no contract covers.
-fn loose(value: &Value) -> Raw<'_> {
+pub(crate) fn loose(value: &Value) -> Raw<'_> {
     match value {
         Value::Bool(v) => Raw::Bool(*v),
         Value::Number(n) => n.as_i64().map_or(Raw::Null, Raw::Int),

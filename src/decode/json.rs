@@ -12,7 +12,7 @@ use super::cell::Raw;
 use super::schema::{NodeId, Schema, Shape};
 
 /// The value at `id`.
-pub(super) fn read<'a>(schema: &Schema, id: NodeId, value: &'a Value) -> Result<Raw<'a>, String> {
+pub(crate) fn read<'a>(schema: &Schema, id: NodeId, value: &'a Value) -> Result<Raw<'a>, String> {
     let (nullable, node) = schema.optional(id);
     let misfit = || Err(format!("{} stands where {} should", shown(value), name(&schema.node(node).shape)));
     Ok(match (&schema.node(node).shape, value) {
@@ -93,7 +93,7 @@ fn name(shape: &Shape) -> &'static str {
     }
 }
 
-pub(super) fn shown(value: &Value) -> String {
+pub(crate) fn shown(value: &Value) -> String {
     match value {
         Value::String(text) => format!("the text {:?}", text.chars().take(40).collect::<String>()),
         Value::Array(_) => "a list".into(),

@@ -11,10 +11,10 @@ use arrow::datatypes::{DECIMAL128_MAX_PRECISION, DECIMAL256_MAX_PRECISION, DataT
 use super::schema::{Node, NodeId, Schema, Shape};
 
 /// Arrow's name of UTC in types.
-pub(super) const UTC: &str = "UTC";
+pub(crate) const UTC: &str = "UTC";
 
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Type {
+pub(crate) struct Type {
     pub wire: Wire,
     pub meaning: Meaning,
     pub arrow: DataType,
@@ -24,7 +24,7 @@ pub(super) struct Type {
 
 /// What stands on the wire.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Wire {
+pub(crate) enum Wire {
     Boolean,
     Int,
     Long,
@@ -42,7 +42,7 @@ pub(super) enum Wire {
 
 /// What the wire's value means.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Meaning {
+pub(crate) enum Meaning {
     /// What it is on the wire.
     Plain,
     /// Days since 1970.
@@ -75,7 +75,7 @@ pub(super) enum Meaning {
 
 /// `freshet.type` of a contract: the other type that values of this kind can become.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Wanted {
+pub(crate) enum Wanted {
     /// For a time that leaves the day, as MySQL's do.
     Duration,
     /// For timestamps as text that are finer than microseconds (and then lie between 1677 and 2262).
@@ -178,7 +178,7 @@ impl Type {
 }
 
 /// What the schema says, for messages.
-pub(super) fn described(schema: &Schema, node: &Node) -> String {
+pub(crate) fn described(schema: &Schema, node: &Node) -> String {
     let shape = match &node.shape {
         Shape::Null => "null",
         Shape::Boolean => "boolean",

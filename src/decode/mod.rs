@@ -3,24 +3,27 @@
 //! The invariant: every message of a batch becomes a change, a skip (heartbeat, transaction marker) or a [`Reject`]; none is
 //! lost, and one bad message never harms another. Infrastructure that fails (the registry is away) is an `Err`, never a reject.
 
-mod avro;
-mod cell;
+pub(crate) mod avro;
+pub(crate) mod cell;
 mod decoder;
-mod envelope;
-mod json;
-mod logical;
+pub(crate) mod envelope;
+pub(crate) mod json;
+pub(crate) mod logical;
 mod plan;
 mod registry;
 mod row;
-mod schema;
-mod text;
-mod wire;
+pub(crate) mod schema;
+mod taken;
+pub(crate) mod text;
+pub(crate) mod wire;
 
 use std::sync::Arc;
 
 pub use decoder::Decoder;
+pub(crate) use decoder::schema_and_payload;
 pub use registry::{Error, FixedSchemas, RegistryClient, SchemaStore};
 pub use row::{ContractError, RowType};
+pub(crate) use taken::{Taken, TakenEvent, TakenValue, WriterSchema};
 
 use crate::time::{Offset, Partition};
 

@@ -6,6 +6,7 @@ use arrow::datatypes::DataType;
 
 use super::avro::Cursor;
 use super::cell::{Cell, Raw, convert, is_placeholder};
+use super::envelope::Values;
 use super::logical::{Meaning, Type};
 use super::row::{ContractColumn, RowType};
 use super::schema::{NodeId, Record, Schema, Shape};
@@ -13,7 +14,7 @@ use super::{Rule, json};
 
 /// Why a message is rejected.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Bad {
+pub(crate) struct Bad {
     pub rule: Rule,
     pub reason: String,
 }
@@ -210,6 +211,25 @@ impl RowPlan {
                 (None, None) => {
                     row.misfit = Some(bad(Rule::Contract, format!("the object lacks the column {}", column.name)))
                 }
+            }
+        }
+        row
+    }
+
+    /// Takes values that were read before: `value` gives that of a field by its place in the record; `None` is one that the database did not
+    /// send.
+    pub fn read_values<'a>(
+        &self,
+        value: &Values<'_, 'a>,
+        of: &RowType,
+        unavailable: &str,
+    ) -> RowCells<'a> {
+        let mut row = self.start(of);
+        for (field, PlanField { take, .. }) in self.fields.iter().enumerate() {
+            let Some(Take { place, writer, .. }) = take else { continue };
+            match value(field) {
+                Some(raw) => self.put(&mut row, *place, raw, writer, of, unavailable),
+                None => row.unavailable.push(self.wanted[*place] as u16),
             }
         }
         row

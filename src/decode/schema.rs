@@ -11,16 +11,16 @@ use serde_json::{Map, Value};
 const DEPTH_MAX: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct NodeId(u32);
+pub(crate) struct NodeId(u32);
 
 #[derive(Debug)]
-pub(super) struct Schema {
+pub(crate) struct Schema {
     nodes: Vec<Node>,
     pub root: NodeId,
 }
 
 #[derive(Debug)]
-pub(super) struct Node {
+pub(crate) struct Node {
     pub shape: Shape,
     /// Connect's name of the logical type, such as `io.debezium.time.Date`.
     pub name: Option<Box<str>>,
@@ -33,7 +33,7 @@ pub(super) struct Node {
 }
 
 #[derive(Debug)]
-pub(super) enum Shape {
+pub(crate) enum Shape {
     Null,
     Boolean,
     Int,
@@ -51,13 +51,13 @@ pub(super) enum Shape {
 }
 
 #[derive(Debug)]
-pub(super) struct Record {
+pub(crate) struct Record {
     pub full_name: Box<str>,
     pub fields: Vec<Field>,
 }
 
 #[derive(Debug)]
-pub(super) struct Field {
+pub(crate) struct Field {
     pub name: Box<str>,
     pub node: NodeId,
     pub default: Option<Value>,
@@ -65,7 +65,7 @@ pub(super) struct Field {
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct SchemaError(String);
+pub(crate) struct SchemaError(String);
 
 fn error<T>(text: impl Into<String>) -> Result<T, SchemaError> {
     Err(SchemaError(text.into()))

@@ -121,7 +121,7 @@ impl<'a> Reader<'a> {
 }
 
 /// Days of the proleptic Gregorian calendar since 1970-01-01, by eras of 400 years that begin in March.
-pub(super) fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
+pub(crate) fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let era = year.div_euclid(400);
     let year_of_era = year.rem_euclid(400);
@@ -131,7 +131,7 @@ pub(super) fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
 }
 
 /// `2024-02-29`, with or without `Z`: days since 1970.
-pub(super) fn iso_date(text: &str) -> Option<i32> {
+pub(crate) fn iso_date(text: &str) -> Option<i32> {
     let mut reader = Reader::new(text);
     let days = reader.date()?;
     reader.take(b'Z');
@@ -139,7 +139,7 @@ pub(super) fn iso_date(text: &str) -> Option<i32> {
 }
 
 /// `07:04:56.789`, with or without `Z`: nanoseconds since midnight.
-pub(super) fn iso_time(text: &str) -> Option<i64> {
+pub(crate) fn iso_time(text: &str) -> Option<i64> {
     let mut reader = Reader::new(text);
     let nanos = reader.time()?;
     reader.take(b'Z');
@@ -147,7 +147,7 @@ pub(super) fn iso_time(text: &str) -> Option<i64> {
 }
 
 /// `07:04:56+02:00`: nanoseconds since midnight in UTC, on whichever day that is.
-pub(super) fn zoned_time(text: &str) -> Option<i64> {
+pub(crate) fn zoned_time(text: &str) -> Option<i64> {
     let mut reader = Reader::new(text);
     let nanos = reader.time()?;
     let offset = reader.offset()?;
@@ -155,7 +155,7 @@ pub(super) fn zoned_time(text: &str) -> Option<i64> {
 }
 
 /// `2024-02-29T07:04:56.789` in nanoseconds since 1970; with an offset if `zoned`, else with or without `Z`.
-pub(super) fn timestamp(text: &str, zoned: bool) -> Option<i128> {
+pub(crate) fn timestamp(text: &str, zoned: bool) -> Option<i128> {
     let mut reader = Reader::new(text);
     let days = reader.date()?;
     if !reader.take(b'T') && !reader.take(b' ') {
@@ -173,7 +173,7 @@ pub(super) fn timestamp(text: &str, zoned: bool) -> Option<i128> {
 }
 
 /// Nanoseconds in another unit; `None` when digits would be lost or do not fit.
-pub(super) fn in_unit(nanos: i128, unit: TimeUnit) -> Option<i64> {
+pub(crate) fn in_unit(nanos: i128, unit: TimeUnit) -> Option<i64> {
     let per = match unit {
         TimeUnit::Second => 1_000_000_000,
         TimeUnit::Millisecond => 1_000_000,
@@ -184,7 +184,7 @@ pub(super) fn in_unit(nanos: i128, unit: TimeUnit) -> Option<i64> {
 }
 
 /// `P1Y2M3DT4H5M6.78S`, each part with a sign of its own if it wants one.
-pub(super) fn interval(text: &str) -> Option<IntervalMonthDayNano> {
+pub(crate) fn interval(text: &str) -> Option<IntervalMonthDayNano> {
     let mut reader = Reader::new(text);
     let (mut months, mut days, mut nanos) = (0_i64, 0_i64, 0_i64);
     if !reader.take(b'P') || reader.rest.is_empty() {
@@ -225,7 +225,7 @@ pub(super) fn interval(text: &str) -> Option<IntervalMonthDayNano> {
 }
 
 /// The digits of a decimal as text, at the wanted scale; `None` when it is no number or digits would be lost.
-pub(super) fn decimal(text: &str, scale: i8) -> Option<i256> {
+pub(crate) fn decimal(text: &str, scale: i8) -> Option<i256> {
     let (text, exponent) = match text.split_once(['e', 'E']) {
         Some((text, exponent)) => (text, exponent.parse::<i32>().ok()?),
         None => (text, 0),
@@ -254,7 +254,7 @@ pub(super) fn decimal(text: &str, scale: i8) -> Option<i256> {
 }
 
 /// The same number at another scale; `None` when digits would be lost or do not fit.
-pub(super) fn rescale(value: i256, own: i64, wanted: i8) -> Option<i256> {
+pub(crate) fn rescale(value: i256, own: i64, wanted: i8) -> Option<i256> {
     let shift = i64::from(wanted).checked_sub(own)?;
     if value == i256::ZERO || shift == 0 {
         return Some(value);
@@ -269,7 +269,7 @@ pub(super) fn rescale(value: i256, own: i64, wanted: i8) -> Option<i256> {
 }
 
 /// Big-endian two's complement of any length as a number; `None` when it is empty or wider than 256 bits.
-pub(super) fn unscaled(bytes: &[u8]) -> Option<i256> {
+pub(crate) fn unscaled(bytes: &[u8]) -> Option<i256> {
     let first = *bytes.first()?;
     let fill = if first & 0x80 == 0 { 0x00 } else { 0xff };
     let mut wide = [fill; 32];
@@ -286,7 +286,7 @@ pub(super) fn unscaled(bytes: &[u8]) -> Option<i256> {
 }
 
 /// A decimal of any width in plain notation, with exactly `scale` digits after the point, as databases print it.
-pub(super) fn plain_decimal(bytes: &[u8], scale: i64) -> Option<String> {
+pub(crate) fn plain_decimal(bytes: &[u8], scale: i64) -> Option<String> {
     if bytes.is_empty() || bytes.len() > NUMERIC_MAX_BYTES || scale.abs() > NUMERIC_MAX_DIGITS {
         return None;
     }

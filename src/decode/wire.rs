@@ -2,10 +2,10 @@
 //! Nothing here looks into the body.
 
 /// Bytes before the body.
-pub(super) const HEAD: usize = 5;
+pub(crate) const HEAD: usize = 5;
 
 /// Splits a message into schema id and body.
-pub(super) fn split(message: &[u8]) -> Result<(u32, &[u8]), String> {
+pub(crate) fn split(message: &[u8]) -> Result<(u32, &[u8]), String> {
     let Some((head, body)) = message.split_first_chunk::<HEAD>() else {
         return Err(format!("{} bytes are fewer than the {HEAD} of Confluent's head", message.len()));
     };

@@ -1,0 +1,364 @@
+//! Landing carries messages into the raw tables, off the critical path: a queue with a bound in bytes, and one thread that commits by size or age.
+//!
+//! The invariant: what was taken and is not committed is bounded, rows in the making included; what is away (storage, the registry) is waited for
+//! and said, never skipped, while the queue fills and who offers waits. A second writer ends the landing, and says so.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::events::Events;
+use super::snapshot;
+use super::table::RawTable;
+use super::Error;
+use crate::config;
+use crate::decode::SchemaStore;
+use crate::source::{Message, MessageBatch};
+use crate::time::Position;
+
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// How often is looked for what can go.
+const VACUUM_EVERY: Duration = Duration::from_secs(3600);
+/// Tries of one piece of work once the landing is to stop. What is left then, Kafka still has.
+const LAST_TRIES: usize = 3;
+
+/// What hears of a landing. Called by its thread, which waits for the answer.
+pub trait Observer: Send + Sync {
+    /// A commit added `rows`; `landed` is the next offset of every partition of that table.
+    fn landed(&self, _landed: &Position, _rows: usize) {}
+
+    /// Bytes of messages that are taken and not committed.
+    fn held(&self, _bytes: usize) {}
+
+    /// Storage or the registry is away, and why; `None` when it answers again.
+    fn waiting(&self, _reason: Option<&str>) {}
+}
+
+pub struct Landing {
+    shared: Arc<Shared>,
+    thread: JoinHandle<Result<(), Error>>,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+    queue_max_bytes: usize,
+}
+
+#[derive(Default)]
+struct Queue {
+    batches: VecDeque<Arc<MessageBatch>>,
+    /// Of what is taken and not committed.
+    bytes: usize,
+    /// Somebody was turned away since the last commit.
+    is_full: bool,
+    /// Nothing more is offered.
+    is_closed: bool,
+    /// The thread has ended.
+    is_over: bool,
+}
+
+impl Shared {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().expect("no holder of this lock panics")
+    }
+}
+
+impl Landing {
+    /// Starts the thread. `tables` are those of `sources`, in their order; `runtime` has to be a multi-threaded one.
+    pub fn start(
+        raw: &config::Raw,
+        dataflow: &str,
+        sources: &[config::Source],
+        tables: Vec<RawTable>,
+        schemas: Arc<dyn SchemaStore>,
+        observer: Arc<dyn Observer>,
+        runtime: tokio::runtime::Handle,
+    ) -> std::io::Result<Landing> {
+        let (queue, changed) = Default::default();
+        let shared = Arc::new(Shared { queue, changed, queue_max_bytes: raw.queue_max_bytes });
+        let of = |(config, table): (&config::Source, RawTable)| Source {
+            events: Events::new(config, schemas.clone(), &table),
+            config: config.clone(),
+            table,
+            since: None,
+            bytes: 0,
+            tail_rows: None,
+            snapshot: None,
+            vacuumed: Instant::now(),
+        };
+        let worker = Worker {
+            sources: sources.iter().zip(tables).map(of).collect(),
+            raw: raw.clone(),
+            dataflow: dataflow.into(),
+            schemas,
+            observer,
+            runtime,
+            shared: shared.clone(),
+        };
+        let over = Over(shared.clone());
+        let work = move || {
+            let _over = over;
+            worker.run()
+        };
+        Ok(Landing { shared, thread: std::thread::Builder::new().name("landing".into()).spawn(work)? })
+    }
+
+    /// Takes a batch, or gives it back: the queue is full, or the landing [has ended](Landing::has_ended).
+    pub fn offer(&self, batch: Arc<MessageBatch>) -> Result<(), Arc<MessageBatch>> {
+        let mut queue = self.shared.queue();
+        // A batch that is larger than the queue goes alone.
+        queue.is_full |= queue.bytes > 0 && queue.bytes + weight(&batch) > self.shared.queue_max_bytes;
+        self.shared.changed.notify_all();
+        if queue.is_full || queue.is_over {
+            return Err(batch);
+        }
+        queue.bytes += weight(&batch);
+        queue.batches.push_back(batch);
+        Ok(())
+    }
+
+    /// Whether the thread has given up; [`Landing::stop`] says why.
+    pub fn has_ended(&self) -> bool {
+        self.shared.queue().is_over
+    }
+
+    /// Commits what was taken, and ends. What is away is tried a few more times; what is lost then, Kafka still has.
+    pub fn stop(self) -> Result<(), Error> {
+        self.shared.queue().is_closed = true;
+        self.shared.changed.notify_all();
+        self.thread.join().unwrap_or_else(|_| Err(Error::lasting("raw", "its thread has panicked; the log says where")))
+    }
+}
+
+/// What a batch counts for.
+fn weight(batch: &MessageBatch) -> usize {
+    batch.bytes.len() + batch.messages.len() * std::mem::size_of::<Message>()
+}
+
+/// Says that the thread has ended, also when a panic ends it: who offers must not wait for good.
+struct Over(Arc<Shared>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        if let Ok(mut queue) = self.0.queue.lock() {
+            queue.is_over = true;
+        }
+    }
+}
+
+struct Worker {
+    raw: config::Raw,
+    dataflow: String,
+    sources: Vec<Source>,
+    schemas: Arc<dyn SchemaStore>,
+    observer: Arc<dyn Observer>,
+    runtime: tokio::runtime::Handle,
+    shared: Arc<Shared>,
+}
+
+/// A source and its table.
+struct Source {
+    config: config::Source,
+    table: RawTable,
+    events: Events,
+    /// Since when rows wait for their commit.
+    since: Option<Instant>,
+    /// What the messages of these rows count for.
+    bytes: usize,
+    /// Rows since the last snapshot, once they were counted.
+    tail_rows: Option<usize>,
+    snapshot: Option<tokio::task::JoinHandle<()>>,
+    vacuumed: Instant,
+}
+
+impl Worker {
+    fn run(mut self) -> Result<(), Error> {
+        while let Some(batch) = self.take() {
+            if let Some(batch) = batch {
+                self.push(&batch)?;
+            }
+            for n in self.due() {
+                self.commit(n)?;
+                self.upkeep(n)?;
+            }
+        }
+        (0..self.sources.len()).try_for_each(|n| self.commit(n))
+    }
+
+    /// The next batch; `Some(None)` when a commit may be due first, `None` at the end.
+    fn take(&self) -> Option<Option<Arc<MessageBatch>>> {
+        let age = Duration::from_millis(self.raw.commit_max_age_ms);
+        let due = self.sources.iter().filter_map(|s| s.since).min().map(|since| since + age);
+        let mut queue = self.shared.queue();
+        loop {
+            if let Some(batch) = queue.batches.pop_front() {
+                return Some(Some(batch));
+            }
+            if queue.is_closed {
+                return None;
+            }
+            let left = due.map_or(age, |due| due.saturating_duration_since(Instant::now()));
+            if left.is_zero() || queue.is_full {
+                return Some(None);
+            }
+            queue = self.shared.changed.wait_timeout(queue, left).expect("no holder of this lock panics").0;
+        }
+    }
+
+    /// Sources whose rows are to be committed: by size, by age, or because there is no room and they hold the most of it.
+    fn due(&self) -> Vec<usize> {
+        let is_due = |s: &Source| {
+            let age = s.since.map_or(Duration::ZERO, |since| since.elapsed());
+            s.bytes >= self.raw.commit_max_bytes || age >= Duration::from_millis(self.raw.commit_max_age_ms)
+        };
+        let due: Vec<usize> = (0..self.sources.len()).filter(|n| is_due(&self.sources[*n])).collect();
+        let queue = self.shared.queue();
+        match due.is_empty() && queue.is_full && queue.batches.is_empty() {
+            true => (0..self.sources.len()).max_by_key(|n| self.sources[*n].bytes).into_iter().collect(),
+            false => due,
+        }
+    }
+
+    fn push(&mut self, batch: &MessageBatch) -> Result<(), Error> {
+        let source = self.sources.iter().position(|s| s.config.topic == batch.partition.topic);
+        let is_new = |n: &usize| {
+            // What is read again after a restart has mostly landed.
+            let landed = self.sources[*n].table.landed().get(&batch.partition);
+            batch.end().is_some_and(|end| landed.is_none_or(|landed| end > landed))
+        };
+        let Some(n) = source.filter(is_new) else {
+            self.release(weight(batch));
+            return Ok(());
+        };
+        self.retry(n, |source, runtime| runtime.block_on(source.events.push(batch)))?;
+        let source = &mut self.sources[n];
+        source.since.get_or_insert_with(Instant::now);
+        source.bytes += weight(batch);
+        Ok(())
+    }
+
+    fn commit(&mut self, n: usize) -> Result<(), Error> {
+        let source = &mut self.sources[n];
+        if source.since.take().is_none() {
+            return Ok(());
+        }
+        let rows = source.events.take();
+        let added = self.retry(n, |source, runtime| runtime.block_on(source.table.append(&rows)))?;
+        let source = &mut self.sources[n];
+        self.observer.landed(source.table.landed(), added);
+        source.tail_rows = source.tail_rows.map(|rows| rows + added);
+        let bytes = std::mem::take(&mut source.bytes);
+        self.release(bytes);
+        Ok(())
+    }
+
+    fn release(&self, bytes: usize) {
+        let mut queue = self.shared.queue();
+        queue.bytes -= bytes;
+        queue.is_full = false;
+        self.observer.held(queue.bytes);
+    }
+
+    /// Merging, checkpoints, removing, snapshots, as far as they are due. What is away is tried again after the next commit.
+    fn upkeep(&mut self, n: usize) -> Result<(), Error> {
+        let Worker { raw, runtime, .. } = self;
+        let source = &mut self.sources[n];
+        let age = Duration::from_secs(raw.versions_max_age_s);
+        let done = runtime.block_on(async {
+            // Looking at the table's files costs something, too.
+            if source.table.version().is_multiple_of(raw.compact_min_files as u64) {
+                source.table.compact(raw.compact_min_files).await?;
+            }
+            source.table.checkpoint().await?;
+            if source.vacuumed.elapsed() >= VACUUM_EVERY {
+                source.vacuumed = Instant::now();
+                source.table.vacuum(age).await?;
+            }
+            Ok::<(), Error>(())
+        });
+        match done {
+            Err(e) if e.is_passing() => tracing::warn!(table = source.table.location(), error = %e, "upkeep has to wait"),
+            other => other?,
+        }
+        self.snapshot(n);
+        Ok(())
+    }
+
+    /// Takes a snapshot beside the landing, when enough has landed since the last.
+    fn snapshot(&mut self, n: usize) {
+        let source = &mut self.sources[n];
+        if source.snapshot.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        let place = snapshot::Place {
+            location: source.table.location().into(),
+            options: self.raw.options.clone(),
+            dataflow: self.dataflow.clone(),
+            source: source.config.clone(),
+        };
+        if source.tail_rows.is_none() {
+            match self.runtime.block_on(place.tail_rows(&source.table)) {
+                Ok(rows) => source.tail_rows = Some(rows),
+                Err(e) => tracing::warn!(table = source.table.location(), error = %e, "the snapshot cannot be read"),
+            }
+        }
+        if source.tail_rows.is_none_or(|rows| rows < self.raw.snapshot_min_events) {
+            return;
+        }
+        source.tail_rows = Some(0);
+        let (schemas, age) = (self.schemas.clone(), Duration::from_secs(self.raw.versions_max_age_s));
+        source.snapshot = Some(self.runtime.spawn(async move {
+            let begun = Instant::now();
+            match place.take(schemas, age).await {
+                Ok(stats) => {
+                    tracing::info!(table = place.location, read = stats.read, kept = stats.kept, took_ms = begun.elapsed().as_millis() as u64, "took a snapshot");
+                }
+                Err(e) => tracing::warn!(table = place.location, error = %e, "no snapshot was taken; a start reads more"),
+            }
+        }));
+    }
+
+    /// Tries until it works. Waiting is said once, and over when it works again.
+    fn retry<T>(
+        &mut self,
+        n: usize,
+        mut work: impl FnMut(&mut Source, &tokio::runtime::Handle) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let (mut backoff, mut waited, mut last_tries) = (BACKOFF_MIN, false, 0);
+        loop {
+            let error = match work(&mut self.sources[n], &self.runtime) {
+                Ok(done) => {
+                    if waited {
+                        tracing::info!(table = self.sources[n].table.location(), "lands again");
+                        self.observer.waiting(None);
+                    }
+                    return Ok(done);
+                }
+                Err(e) => e,
+            };
+            last_tries += usize::from(self.shared.queue().is_closed);
+            if !error.is_passing() || last_tries >= LAST_TRIES {
+                return Err(error);
+            }
+            if !waited {
+                tracing::warn!(table = self.sources[n].table.location(), error = %error, "landing waits");
+                waited = true;
+            }
+            self.observer.waiting(Some(&error.to_string()));
+            std::thread::sleep(backoff);
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        // What it has not committed is nothing.
+        if let Some(task) = self.snapshot.take() {
+            task.abort();
+        }
+    }
+}

@@ -1,0 +1,529 @@
+//! A raw table under an object store that fails, and under other writers.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use arrow::array::{Array, AsArray};
+use deltalake::ensure_table_uri;
+use deltalake::logstore::{LogStoreRef, StorageConfig, default_logstore};
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Error as StoreError, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult,
+};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde_json::{Value, json};
+
+use super::files::{DataFile, longs, partitions};
+use super::merge::Merge;
+use super::*;
+use crate::config;
+use crate::decode::FixedSchemas;
+use crate::source::MessageBatch;
+use crate::time::{Offset, Partition, Position};
+
+/// What happens to a write.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fate {
+    Works,
+    /// Fails, and has done nothing.
+    Fails,
+    /// Fails, and has done its work.
+    Lies,
+    /// Fails, and does its work when somebody writes next.
+    Lags,
+}
+
+/// A store in memory whose writes meet their fates one after the other; then they work.
+#[derive(Clone, Default)]
+struct Faulty(Arc<FaultyInner>);
+
+#[derive(Default)]
+struct FaultyInner {
+    store: InMemory,
+    fates: Mutex<VecDeque<Fate>>,
+    late: Mutex<Vec<(Path, PutPayload, PutOptions)>>,
+}
+
+impl fmt::Debug for Faulty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Faulty")
+    }
+}
+
+impl fmt::Display for Faulty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Faulty")
+    }
+}
+
+type Answer<T> = object_store::Result<T>;
+
+/// The trait's methods as `async_trait` writes them, which is no dependency of ours.
+impl ObjectStore for Faulty {
+    fn put_opts<'a, 'b, 'f>(
+        &'a self,
+        at: &'b Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> BoxFuture<'f, Answer<PutResult>>
+    where
+        'a: 'f,
+        'b: 'f,
+    {
+        Box::pin(self.put(at, payload, options))
+    }
+
+    fn put_multipart_opts<'a, 'b, 'f>(
+        &'a self,
+        at: &'b Path,
+        options: PutMultipartOptions,
+    ) -> BoxFuture<'f, Answer<Box<dyn MultipartUpload>>>
+    where
+        'a: 'f,
+        'b: 'f,
+    {
+        self.0.store.put_multipart_opts(at, options)
+    }
+
+    fn get_opts<'a, 'b, 'f>(&'a self, at: &'b Path, options: GetOptions) -> BoxFuture<'f, Answer<GetResult>>
+    where
+        'a: 'f,
+        'b: 'f,
+    {
+        self.0.store.get_opts(at, options)
+    }
+
+    fn delete_stream(&self, at: BoxStream<'static, Answer<Path>>) -> BoxStream<'static, Answer<Path>> {
+        self.0.store.delete_stream(at)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Answer<ObjectMeta>> {
+        self.0.store.list(prefix)
+    }
+
+    fn list_with_delimiter<'a, 'b, 'f>(&'a self, prefix: Option<&'b Path>) -> BoxFuture<'f, Answer<ListResult>>
+    where
+        'a: 'f,
+        'b: 'f,
+    {
+        self.0.store.list_with_delimiter(prefix)
+    }
+
+    fn copy_opts<'a, 'b, 'c, 'f>(
+        &'a self,
+        from: &'b Path,
+        to: &'c Path,
+        options: CopyOptions,
+    ) -> BoxFuture<'f, Answer<()>>
+    where
+        'a: 'f,
+        'b: 'f,
+        'c: 'f,
+    {
+        self.0.store.copy_opts(from, to, options)
+    }
+}
+
+impl Faulty {
+    async fn put(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Answer<PutResult> {
+        let late = std::mem::take(&mut *self.0.late.lock().unwrap());
+        for (at, payload, options) in late {
+            drop(self.0.store.put_opts(&at, payload, options).await);
+        }
+        let fate = self.0.fates.lock().unwrap().pop_front().unwrap_or(Fate::Works);
+        match fate {
+            Fate::Works => return self.0.store.put_opts(at, payload, options).await,
+            Fate::Fails => {}
+            Fate::Lies => drop(self.0.store.put_opts(at, payload, options).await),
+            Fate::Lags => self.0.late.lock().unwrap().push((at.clone(), payload, options)),
+        }
+        Err(StoreError::Generic { store: "faulty", source: format!("{fate:?}").into() })
+    }
+
+    fn log_store(&self) -> LogStoreRef {
+        let url = ensure_table_uri("memory:///").unwrap();
+        let store: Arc<dyn ObjectStore> = Arc::new(self.clone());
+        default_logstore(store.clone(), store, &url, &StorageConfig::default())
+    }
+
+    fn will(&self, fates: &[Fate]) {
+        *self.0.fates.lock().unwrap() = fates.iter().copied().collect();
+    }
+
+    async fn open(&self) -> RawTable {
+        RawTable::with_log_store("memory:///", self.log_store(), "shop", &source().topic).await.unwrap()
+    }
+}
+
+fn source() -> config::Source {
+    config::Source {
+        schema: "shop".into(),
+        table: "item".into(),
+        topic: "items".into(),
+        format: config::Format::Json,
+        envelope: config::Envelope::Debezium,
+        key: vec!["id".into()],
+        unavailable: "__gone".into(),
+        contract: r#"{"type":"record","name":"I","fields":[{"name":"id","type":"int"}]}"#.into(),
+        contract_path: "item.avsc".into(),
+    }
+}
+
+fn events(table: &RawTable) -> Events {
+    Events::new(&source(), Arc::new(FixedSchemas::default()), table)
+}
+
+/// An upsert of a row whose schema has `columns` beside the id.
+fn event(id: i64, columns: &[(&str, &str, Value)]) -> Vec<u8> {
+    let mut fields = vec![json!({"field": "id", "type": "int32"})];
+    let mut row = json!({"id": id});
+    for (name, ty, value) in columns {
+        fields.push(json!({"field": name, "type": ty, "optional": true}));
+        row[name] = value.clone();
+    }
+    let row_schema = |field: &str| json!({"field": field, "type": "struct", "optional": true, "fields": fields});
+    let schema =
+        json!({"type": "struct", "fields": [row_schema("before"), row_schema("after"), {"field": "op", "type": "string"}]});
+    json!({"schema": schema, "payload": {"before": null, "after": row, "op": "c"}}).to_string().into_bytes()
+}
+
+fn messages(number: i32, from: i64, values: &[Vec<u8>]) -> MessageBatch {
+    let mut batch = MessageBatch::new(Partition::new(source().topic, number));
+    for (n, value) in values.iter().enumerate() {
+        batch.push(Offset(from + n as i64), 1_700_000_000_000, Some(b"k"), Some(value));
+    }
+    batch
+}
+
+async fn rows(table: &RawTable, number: i32, from: i64, values: &[Vec<u8>]) -> Rows {
+    let mut events = events(table);
+    events.push(&messages(number, from, values)).await.unwrap();
+    events.take()
+}
+
+/// All rows in order, as (partition, offset, after as JSON, whether the bytes were kept, error).
+async fn all(table: &RawTable) -> Vec<(i32, i64, Value, bool, Option<String>)> {
+    let files = DataFile::all(&table.log.load().await.unwrap()).unwrap();
+    let mut merge =
+        Merge::new("t", table.log.store.object_store(None), table.log.schema().clone(), files);
+    let mut rows = Vec::new();
+    while let Some(batch) = merge.next().await.unwrap() {
+        let mut writer = arrow::json::ArrayWriter::new(Vec::new());
+        writer.write(&batch).unwrap();
+        writer.finish().unwrap();
+        let json: Vec<Value> = serde_json::from_slice(&writer.into_inner()).unwrap();
+        let error = batch.column_by_name("error").unwrap().as_string::<i32>();
+        for (n, row) in json.iter().enumerate() {
+            let error = error.is_valid(n).then(|| error.value(n).to_string());
+            let (number, offset) = (partitions(&batch)[n], longs(&batch, "offset")[n]);
+            rows.push((number, offset, row["after"].clone(), row["value"].is_string(), error));
+        }
+    }
+    rows
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_of_unknown_outcome_is_found_out() {
+    for fate in [Fate::Fails, Fate::Lies, Fate::Lags] {
+        let store = Faulty::default();
+        let mut table = store.open().await;
+        let rows = rows(&table, 0, 0, &[event(1, &[]), event(2, &[])]).await;
+        // The file is put, the commit is not, or is it?
+        store.will(&[Fate::Works, fate]);
+        let error = table.append(&rows).await.unwrap_err();
+        assert!(error.is_passing(), "{error}");
+        assert!(table.landed().is_empty());
+        let added = table.append(&rows).await.unwrap();
+        assert_eq!((added, table.version()), (0, 1), "{fate:?}: the commit was settled first");
+        assert_eq!(all(&store.open().await).await.len(), 2, "{fate:?}");
+        store.will(&[fate]);
+        let rows = super::tests::rows(&table, 0, 2, &[event(3, &[])]).await;
+        assert!(table.append(&rows).await.unwrap_err().is_passing());
+        assert_eq!(table.append(&rows).await.unwrap(), 1, "{fate:?}: a file that was not put is put again");
+        assert_eq!(all(&table).await.len(), 3);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_writer_is_refused_and_says_so() {
+    let store = Faulty::default();
+    let (mut first, mut second) = (store.open().await, store.open().await);
+    let rows = rows(&first, 0, 0, &[event(1, &[])]).await;
+    first.append(&rows).await.unwrap();
+    let error = second.append(&rows).await.unwrap_err();
+    assert!(!error.is_passing());
+    let text = error.to_string();
+    assert!(text.contains("version 1 of the table memory:///") && text.contains("delta-rs"), "{text}");
+    assert!(matches!(second.append(&rows).await, Err(Error::OtherWriter { version: 1, .. })), "it stays refused");
+    assert_eq!(all(&store.open().await).await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_come_and_change_their_types() {
+    let store = Faulty::default();
+    let mut table = store.open().await;
+    let take = async |table: &mut RawTable, from, values: &[Vec<u8>]| {
+        let rows = rows(table, 0, from, values).await;
+        table.append(&rows).await.unwrap();
+    };
+    take(&mut table, 0, &[event(1, &[("a", "int32", json!(5))])]).await;
+    take(&mut table, 1, &[event(2, &[("b", "string", json!("x")), ("a", "int64", json!(1_i64 << 40))])]).await;
+    take(&mut table, 2, &[event(3, &[("a", "string", json!("now text"))]), event(4, &[]), b"garbage".to_vec()]).await;
+    // Another writer of the same process, which knows the table from its log alone.
+    let mut table = store.open().await;
+    take(&mut table, 5, &[event(5, &[("a", "string", json!("still text")), ("b", "string", Value::Null)])]).await;
+    let rows = all(&table).await;
+    let text = "column a has become Utf8, the table has it as Int64";
+    let expect = [
+        (json!({"id": 1, "a": 5}), false, None),
+        (json!({"id": 2, "a": 1_i64 << 40, "b": "x"}), false, None),
+        (json!({"id": 3}), true, Some(text.to_string())),
+        (json!({"id": 4}), false, None),
+        (Value::Null, true, Some("this is not JSON: expected value at line 1 column 1".to_string())),
+        (json!({"id": 5}), true, Some(text.to_string())),
+    ];
+    let got: Vec<_> = rows.into_iter().map(|(_, _, after, kept, error)| (after, kept, error)).collect();
+    assert_eq!(got, expect);
+}
+
+/// Messages of three partitions are landed by writers that crash, over a store that fails; in the end each is there once.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_offset_is_there_once_whatever_crashes() {
+    let mut refused = 0;
+    for seed in 0..15 {
+        let mut random = StdRng::seed_from_u64(seed);
+        let store = Faulty::default();
+        let ends: Vec<i64> = (0..3).map(|_| random.random_range(5..30)).collect();
+        loop {
+            // A new process.
+            store.will(&[]);
+            let mut table = store.open().await;
+            let mut events = events(&table);
+            let start = |table: &RawTable, n: i32| {
+                table.landed().get(&Partition::new(source().topic, n)).map_or(0, |next| next.0)
+            };
+            let mut next: Vec<i64> = (0..3).map(|n| start(&table, n)).collect();
+            if next == ends {
+                break;
+            }
+            let lived = random.random_range(1..8);
+            for _ in 0..lived {
+                for _ in 0..random.random_range(1..4) {
+                    let n = random.random_range(0..3);
+                    // Kafka may be read again from before what has landed.
+                    let from = (next[n] - random.random_range(0..3)).max(0);
+                    let to = (from + random.random_range(1..6)).min(ends[n]).max(from);
+                    let column = format!("c{}", random.random_range(0..5));
+                    let value = |id: i64| match id % 3 {
+                        0 => b"garbage".to_vec(),
+                        _ => event(id, &[(column.as_str(), "string", json!("v"))]),
+                    };
+                    events.push(&messages(n as i32, from, &(from..to).map(value).collect::<Vec<_>>())).await.unwrap();
+                    next[n] = next[n].max(to);
+                }
+                let fates = [Fate::Works, Fate::Works, Fate::Works, Fate::Fails, Fate::Lies, Fate::Lags];
+                let some = |random: &mut StdRng| -> Vec<Fate> {
+                    (0..3).map(|_| fates[random.random_range(0..fates.len())]).collect()
+                };
+                store.will(&some(&mut random));
+                let rows = events.take();
+                let done = loop {
+                    match table.append(&rows).await {
+                        Err(e) if e.is_passing() && random.random_bool(0.8) => {}
+                        other => break other,
+                    }
+                };
+                let done = match done {
+                    Ok(_) if random.random_bool(0.3) => {
+                        store.will(&some(&mut random));
+                        upkeep(&mut table, &mut random).await
+                    }
+                    other => other,
+                };
+                match done {
+                    Ok(_) => {}
+                    // The process ends here, with whatever is under way.
+                    Err(e) if e.is_passing() => break,
+                    Err(Error::OtherWriter { .. }) => {
+                        refused += 1;
+                        break;
+                    }
+                    Err(e) => panic!("seed {seed}: {e}"),
+                }
+            }
+        }
+        let table = store.open().await;
+        let mut there: Vec<(i32, i64)> = all(&table).await.into_iter().map(|r| (r.0, r.1)).collect();
+        there.sort_unstable();
+        let expect: Vec<(i32, i64)> = (0..3).flat_map(|n| (0..ends[n as usize]).map(move |o| (n, o))).collect();
+        assert_eq!(there, expect, "seed {seed}");
+    }
+    assert!(refused > 0, "a commit that comes late makes a new writer lose");
+}
+
+/// Any of it, at any moment; a passing error leaves the rest to the next time.
+async fn upkeep(table: &mut RawTable, random: &mut StdRng) -> Result<usize, Error> {
+    let done = match random.random_range(0..3) {
+        0 => table.compact(2).await,
+        1 => table.vacuum(std::time::Duration::ZERO).await,
+        _ => {
+            table.checkpointed = table.version() + 50;
+            table.checkpoint().await.map(usize::from)
+        }
+    };
+    match done {
+        Err(e) if e.is_passing() => Ok(0),
+        other => other,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_files_are_merged_and_old_ones_removed() {
+    let store = Faulty::default();
+    let mut table = store.open().await;
+    for n in 0..6 {
+        let rows = rows(&table, 0, n, &[event(n, &[])]).await;
+        table.append(&rows).await.unwrap();
+    }
+    let (before, landed) = (all(&table).await, table.landed().clone());
+    assert_eq!(table.compact(7).await.unwrap(), 0, "they are too few");
+    assert_eq!(table.compact(6).await.unwrap(), 6);
+    assert_eq!(table.compact(2).await.unwrap(), 0, "there is one now");
+    table.checkpointed = 100;
+    assert!(table.checkpoint().await.unwrap());
+    assert!(!table.checkpoint().await.unwrap());
+    // The young are kept, then six files of data and the log before the checkpoint go.
+    assert_eq!(table.vacuum(std::time::Duration::from_secs(60)).await.unwrap(), 0);
+    assert_eq!(table.vacuum(std::time::Duration::ZERO).await.unwrap(), 6 + 7);
+    let mut table = store.open().await;
+    assert_eq!((all(&table).await, table.landed()), (before, &landed), "also for who opens it now");
+    let rows = rows(&table, 0, 4, &[event(4, &[]), event(5, &[]), event(6, &[])]).await;
+    assert_eq!(table.append(&rows).await.unwrap(), 1);
+}
+
+fn config(queue_max_bytes: usize) -> config::Raw {
+    config::Raw {
+        uri: "memory:///".into(),
+        options: BTreeMap::new(),
+        commit_max_bytes: 4096,
+        commit_max_age_ms: 20,
+        queue_max_bytes,
+        compact_min_files: 4,
+        versions_max_age_s: 3600,
+        snapshot_min_events: usize::MAX,
+    }
+}
+
+/// What a landing has said.
+#[derive(Default)]
+struct Heard {
+    landed: Mutex<Position>,
+    held_most: AtomicUsize,
+    waited: AtomicUsize,
+}
+
+impl Observer for Heard {
+    fn landed(&self, landed: &Position, _rows: usize) {
+        self.landed.lock().unwrap().join(landed);
+    }
+
+    fn held(&self, bytes: usize) {
+        self.held_most.fetch_max(bytes, Ordering::SeqCst);
+    }
+
+    fn waiting(&self, reason: Option<&str>) {
+        self.waited.fetch_add(usize::from(reason.is_some()), Ordering::SeqCst);
+    }
+}
+
+fn landing(store_table: RawTable, queue_max_bytes: usize, heard: &Arc<Heard>) -> Landing {
+    let schemas = Arc::new(FixedSchemas::default());
+    let runtime = tokio::runtime::Handle::current();
+    let raw = config(queue_max_bytes);
+    Landing::start(&raw, "shop", &[source()], vec![store_table], schemas, heard.clone(), runtime).unwrap()
+}
+
+/// Offers until it is taken.
+fn give(landing: &Landing, batch: MessageBatch) {
+    let mut batch = Arc::new(batch);
+    while let Err(back) = landing.offer(batch) {
+        assert!(!landing.has_ended());
+        batch = back;
+        std::thread::yield_now();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_landing_is_bounded_and_outlives_outages() {
+    let store = Faulty::default();
+    let heard = Arc::new(Heard::default());
+    let landing = landing(store.open().await, 20_000, &heard);
+    store.will(&[Fate::Fails, Fate::Lies, Fate::Works, Fate::Lags, Fate::Fails]);
+    let offering = tokio::task::spawn_blocking(move || {
+        for n in 0..100 {
+            // Every other batch has been offered before, as after a restart.
+            give(&landing, messages(0, n / 2 * 3, &[event(1, &[]), b"garbage".to_vec(), event(2, &[])]));
+        }
+        landing
+    });
+    let landing = offering.await.unwrap();
+    tokio::task::spawn_blocking(|| landing.stop()).await.unwrap().unwrap();
+    let table = store.open().await;
+    let offsets: Vec<i64> = all(&table).await.into_iter().map(|row| row.1).collect();
+    assert_eq!(offsets, (0..150).collect::<Vec<_>>());
+    assert_eq!(*heard.landed.lock().unwrap(), *table.landed());
+    let most = heard.held_most.load(Ordering::SeqCst);
+    assert!((1..=20_000).contains(&most), "{most}");
+    assert!(heard.waited.load(Ordering::SeqCst) >= 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_landing_ends_with_a_second_writer_or_with_storage_away_at_its_stop() {
+    let store = Faulty::default();
+    let heard = Arc::new(Heard::default());
+    let mine = landing(store.open().await, 20_000, &heard);
+    let mut other = store.open().await;
+    let rows = rows(&other, 0, 0, &[event(1, &[])]).await;
+    other.append(&rows).await.unwrap();
+    give(&mine, messages(0, 0, &[event(1, &[])]));
+    let stopped = tokio::task::spawn_blocking(move || {
+        while !mine.has_ended() {
+            std::thread::yield_now();
+        }
+        let back = mine.offer(Arc::new(messages(0, 1, &[event(2, &[])])));
+        assert!(back.is_err());
+        mine.stop()
+    });
+    assert!(matches!(stopped.await.unwrap(), Err(Error::OtherWriter { version: 1, .. })));
+
+    let mine = landing(store.open().await, 20_000, &heard);
+    store.will(&[Fate::Fails; 50]);
+    give(&mine, messages(0, 1, &[event(2, &[])]));
+    let stopped = tokio::task::spawn_blocking(|| mine.stop()).await.unwrap();
+    assert!(stopped.unwrap_err().is_passing());
+}
+
+#[test]
+fn a_folder_of_another_kind_is_no_raw_table() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let folder = tempfile::tempdir().unwrap();
+        let location = folder.path().to_str().unwrap();
+        let other = arrow::datatypes::Schema::new(vec![arrow::datatypes::Field::new(
+            "offset",
+            arrow::datatypes::DataType::Utf8,
+            true,
+        )]);
+        let store = super::store::log_store(location, &BTreeMap::new()).unwrap();
+        super::log::Log::open(location, store, "shop", &source().topic, &other, &[], &[]).await.unwrap();
+        let error = RawTable::open(location, &BTreeMap::new(), "shop", &source().topic).await.err().unwrap();
+        assert!(error.to_string().contains("offset is Utf8, not Int64") && !error.is_passing(), "{error}");
+    });
+}
