@@ -6,6 +6,7 @@
 mod driving;
 mod indexing;
 mod preflight;
+mod raw;
 mod reading;
 
 use std::collections::HashMap;

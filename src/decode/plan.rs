@@ -218,12 +218,7 @@ impl RowPlan {
 
     /// Takes values that were read before: `value` gives that of a field by its place in the record; `None` is one that the database did not
     /// send.
-    pub fn read_values<'a>(
-        &self,
-        value: &Values<'_, 'a>,
-        of: &RowType,
-        unavailable: &str,
-    ) -> RowCells<'a> {
+    pub fn read_values<'a>(&self, value: &Values<'_, 'a>, of: &RowType, unavailable: &str) -> RowCells<'a> {
         let mut row = self.start(of);
         for (field, PlanField { take, .. }) in self.fields.iter().enumerate() {
             let Some(Take { place, writer, .. }) = take else { continue };

@@ -155,10 +155,14 @@ async fn demo(options: &Options, data: &Path) -> Outcome {
     println!("broker    {brokers} (inside this process; topics shop.public.{{{}}})", tables.join(","));
     println!("registry  {url}");
     let config = product_dataflow(data, &brokers, &url, options.listen)?;
-    // An index of an earlier run is at offsets of a broker that is gone. It is made anew, from the embeddings that are kept.
-    let table = Path::new(&config.index.uri).join(format!("{}.lance", config.name));
-    if table.exists() {
-        std::fs::remove_dir_all(table)?;
+    // Raw and the index of an earlier run are at offsets of a broker that is gone. They are made anew, the index from the embeddings that are
+    // kept.
+    let index = Path::new(&config.index.uri).join(format!("{}.lance", config.name));
+    let raw = config.raw.as_ref().map(|raw| Path::new(&raw.uri).to_path_buf());
+    for folder in raw.into_iter().chain([index]) {
+        if folder.exists() {
+            std::fs::remove_dir_all(folder)?;
+        }
     }
     let shop = Shop::new(options.seed, options.products as usize, Producer::new(&brokers)?, &registry)?;
     let some_category = shop.products().next().map_or(1, |p| p.category_id);

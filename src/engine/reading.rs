@@ -5,12 +5,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use super::Shared;
 use crate::config::Config;
 use crate::decode::{Decoded, Decoder, RegistryClient, RowType, SchemaStore};
+use crate::raw::Landing;
 use crate::serve::{State, Status};
 use crate::source::kafka::KafkaSource;
 use crate::source::{self, Source};
@@ -45,8 +46,33 @@ impl Reading {
             decoders.push(Decoder::new(n, source, row_type.clone(), schemas.clone()).map_err(|e| e.to_string())?);
         }
         let mut source = KafkaSource::new(&self.config.kafka, &topics).map_err(|e| e.to_string())?;
-        let Some(target) = self.retry(|| self.begin(&mut source))? else { return Ok(()) };
+        let Some(target) = self.retry(|| self.target(&mut source))? else { return Ok(()) };
         if targets.send(target).is_err() {
+            return Ok(());
+        }
+        let Some(raw) = &self.config.raw else {
+            return self.follow(runtime, &mut source, &mut decoders, None, send);
+        };
+        let Some(tables) = self.open_raw(runtime, raw)? else { return Ok(()) };
+        let Some(landed) = self.hydrate(runtime, raw, &tables, &schemas, send)? else { return Ok(()) };
+        let (name, sources, observer) = (&self.config.name, &self.config.sources, self.status.clone());
+        let landing = Landing::start(raw, name, sources, tables, schemas, observer, runtime.clone());
+        let landing = landing.map_err(|e| format!("the landing cannot be started: {e}"))?;
+        let read = self.follow(runtime, &mut source, &mut decoders, Some((&landed, &landing)), send);
+        // What was read is landed before the service ends; what could not be, Kafka still has.
+        read.and(landing.stop().map_err(|e| e.to_string()))
+    }
+
+    /// Reads Kafka: from where raw ends, into the landing, or from its beginning.
+    fn follow(
+        &self,
+        runtime: &tokio::runtime::Handle,
+        source: &mut KafkaSource,
+        decoders: &mut [Decoder],
+        raw: Option<(&Position, &Landing)>,
+        send: &SyncSender<Decoded>,
+    ) -> Result<(), String> {
+        if self.retry(|| self.begin(source, raw.map(|(landed, _)| landed)))?.is_none() {
             return Ok(());
         }
         let mut next_lag = Instant::now();
@@ -69,36 +95,42 @@ impl Reading {
             let Some(batch) = polled else { continue };
             metrics.source_messages.inc_by(batch.messages.len() as u64);
             metrics.source_bytes.inc_by(batch.bytes.len() as u64);
+            let batch = Arc::new(batch);
+            if raw.is_some_and(|(_, landing)| !self.land(landing, &batch)) {
+                break;
+            }
             let Some(n) = self.config.sources.iter().position(|s| s.topic == batch.partition.topic) else { continue };
             let decoder = &mut decoders[n];
             let decoded = self.retry(|| {
                 runtime.block_on(decoder.decode(&batch)).map_err(|e| Trouble { passing: true, reason: e.to_string() })
             })?;
-            let Some(mut decoded) = decoded else { break };
+            let Some(decoded) = decoded else { break };
             metrics.count_events(&decoded.counts);
             decoded.rejects.iter().for_each(|r| metrics.count_reject(r.rule));
-            self.shared.read.lock().expect("no holder of this lock panics").advance(&decoded.partition, decoded.end);
-            self.shared.count_decoded(1, metrics);
-            // A full queue is the bound at work: the source waits.
-            loop {
-                match send.try_send(decoded) {
-                    Ok(()) => break,
-                    Err(TrySendError::Full(back)) if !self.stop.load(Ordering::SeqCst) => {
-                        decoded = back;
-                        std::thread::sleep(Duration::from_millis(1));
-                    }
-                    Err(_) => return Ok(()),
-                }
+            if !self.hand_on(decoded, send) {
+                break;
             }
         }
         Ok(())
     }
 
-    /// Puts the source at its first offset and says how far the view has to come before the index may follow it.
-    fn begin(&self, source: &mut KafkaSource) -> Result<Position, Trouble> {
-        self.status.set_state(State::Hydrating, "reading the topics from their first offset");
-        let marks: BTreeMap<Partition, source::Watermarks> = source.watermarks()?.into_iter().collect();
+    /// How far the view has to come before the index may follow it.
+    fn target(&self, source: &mut KafkaSource) -> Result<Position, Trouble> {
         let mut target = Position::default();
+        for (partition, marks) in source.watermarks()? {
+            target.advance(&partition, self.announced.get(&partition).unwrap_or_default().min(marks.high));
+        }
+        Ok(target)
+    }
+
+    /// Puts the source where raw ends, or at its first offset.
+    fn begin(&self, source: &mut KafkaSource, landed: Option<&Position>) -> Result<(), Trouble> {
+        let marks: BTreeMap<Partition, source::Watermarks> = source.watermarks()?.into_iter().collect();
+        if let (Some(landed), Some(raw)) = (landed, &self.config.raw) {
+            self.follows_on(raw, landed, &marks)?;
+            return Ok(source.seek(landed)?);
+        }
+        self.status.set_state(State::Hydrating, "reading the topics from their first offset");
         for (partition, marks) in &marks {
             let announced = self.announced.get(partition).unwrap_or_default();
             if announced > marks.high {
@@ -107,14 +139,12 @@ impl Reading {
             if marks.low > Offset(0) {
                 tracing::warn!(%partition, low = marks.low.0, "the topic no longer begins at its first offset; rows that only its lost part had are not known");
             }
-            target.advance(partition, announced.min(marks.high));
         }
-        source.seek(&Position::default())?;
-        Ok(target)
+        Ok(source.seek(&Position::default())?)
     }
 
     /// Tries until it works; `None` when the service is to stop. Waiting is said once and over when it works again.
-    fn retry<T>(&self, mut work: impl FnMut() -> Result<T, Trouble>) -> Result<Option<T>, String> {
+    pub(super) fn retry<T>(&self, mut work: impl FnMut() -> Result<T, Trouble>) -> Result<Option<T>, String> {
         let mut backoff = Duration::from_millis(50);
         let mut waiting = false;
         loop {
@@ -147,9 +177,9 @@ impl Reading {
     }
 }
 
-struct Trouble {
-    passing: bool,
-    reason: String,
+pub(super) struct Trouble {
+    pub passing: bool,
+    pub reason: String,
 }
 
 impl From<source::Error> for Trouble {

@@ -8,10 +8,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::Error;
 use super::events::Events;
 use super::snapshot;
 use super::table::RawTable;
-use super::Error;
 use crate::config;
 use crate::decode::SchemaStore;
 use crate::source::{Message, MessageBatch};
@@ -29,8 +29,8 @@ pub trait Observer: Send + Sync {
     /// A commit added `rows`; `landed` is the next offset of every partition of that table.
     fn landed(&self, _landed: &Position, _rows: usize) {}
 
-    /// Bytes of messages that are taken and not committed.
-    fn held(&self, _bytes: usize) {}
+    /// Bytes of messages that are taken and not committed, and the bound of them.
+    fn held(&self, _bytes: usize, _bound: usize) {}
 
     /// Storage or the registry is away, and why; `None` when it answers again.
     fn waiting(&self, _reason: Option<&str>) {}
@@ -259,7 +259,7 @@ impl Worker {
         let mut queue = self.shared.queue();
         queue.bytes -= bytes;
         queue.is_full = false;
-        self.observer.held(queue.bytes);
+        self.observer.held(queue.bytes, self.shared.queue_max_bytes);
     }
 
     /// Merging, checkpoints, removing, snapshots, as far as they are due. What is away is tried again after the next commit.
@@ -280,7 +280,9 @@ impl Worker {
             Ok::<(), Error>(())
         });
         match done {
-            Err(e) if e.is_passing() => tracing::warn!(table = source.table.location(), error = %e, "upkeep has to wait"),
+            Err(e) if e.is_passing() => {
+                tracing::warn!(table = source.table.location(), error = %e, "upkeep has to wait")
+            }
             other => other?,
         }
         self.snapshot(n);
@@ -314,9 +316,17 @@ impl Worker {
             let begun = Instant::now();
             match place.take(schemas, age).await {
                 Ok(stats) => {
-                    tracing::info!(table = place.location, read = stats.read, kept = stats.kept, took_ms = begun.elapsed().as_millis() as u64, "took a snapshot");
+                    tracing::info!(
+                        table = place.location,
+                        read = stats.read,
+                        kept = stats.kept,
+                        took_ms = begun.elapsed().as_millis() as u64,
+                        "took a snapshot"
+                    );
                 }
-                Err(e) => tracing::warn!(table = place.location, error = %e, "no snapshot was taken; a start reads more"),
+                Err(e) => {
+                    tracing::warn!(table = place.location, error = %e, "no snapshot was taken; a start reads more")
+                }
             }
         }));
     }

@@ -120,15 +120,13 @@ impl Log {
                 landed.advance(&partition, Offset(next));
             }
         }
-        let own: Schema = snapshot.metadata().parse_schema().map_err(|e| Error::lasting(name, e)).and_then(|s| {
-            (&s).try_into_arrow().map_err(|e| Error::lasting(name, e))
-        })?;
-        let state = State {
-            version: snapshot.version(),
-            metadata: snapshot.metadata().clone(),
-            schema: Arc::new(own),
-            landed,
-        };
+        let own: Schema = snapshot
+            .metadata()
+            .parse_schema()
+            .map_err(|e| Error::lasting(name, e))
+            .and_then(|s| (&s).try_into_arrow().map_err(|e| Error::lasting(name, e)))?;
+        let state =
+            State { version: snapshot.version(), metadata: snapshot.metadata().clone(), schema: Arc::new(own), landed };
         Ok(Log { name: name.into(), store, app, topic: topic.clone(), state, pending: None, lost: None })
     }
 
@@ -197,9 +195,8 @@ impl Log {
         }
         let moved = landed.iter().filter(|(p, next)| after.landed.get(p).is_none_or(|now| now < *next));
         let now = chrono::Utc::now().timestamp_millis();
-        let transactions = moved
-            .map(|(p, next)| Transaction::new_with_last_update(app_id(&self.app, p), next.0, Some(now)))
-            .collect();
+        let transactions =
+            moved.map(|(p, next)| Transaction::new_with_last_update(app_id(&self.app, p), next.0, Some(now))).collect();
         after.landed.join(&landed);
         let id = format!("{:032x}", rand::random::<u128>());
         let info = [(COMMIT_ID.to_string(), Value::from(id.as_str()))].into_iter().collect();

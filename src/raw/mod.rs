@@ -82,7 +82,9 @@ impl Error {
         use DeltaTableError as E;
         let lasting = match &error {
             E::ObjectStore { source } => is_lasting(source),
-            E::InvalidJsonLog { .. } | E::InvalidStatsJson { .. } | E::InvalidTableLocation(_) | E::NotATable(_) => true,
+            E::InvalidJsonLog { .. } | E::InvalidStatsJson { .. } | E::InvalidTableLocation(_) | E::NotATable(_) => {
+                true
+            }
             _ => false,
         };
         Error::of(table, lasting, error.to_string())

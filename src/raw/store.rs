@@ -25,7 +25,8 @@ pub(super) fn log_store(location: &str, options: &BTreeMap<String, String>) -> R
         let name = key.parse().map_err(|_| wrong(format!("{key} is no option of S3")))?;
         builder = builder.with_config(name, value);
     }
-    let s3 = builder.with_conditional_put(S3ConditionalPut::ETagMatch).build().map_err(|e| Error::store(location, e))?;
+    let s3 =
+        builder.with_conditional_put(S3ConditionalPut::ETagMatch).build().map_err(|e| Error::store(location, e))?;
     let s3 = Arc::new(s3);
     let path = Path::from_url_path(url.path()).map_err(|e| wrong(e.to_string()))?;
     let table = Arc::new(PrefixStore::new(s3.clone(), path));

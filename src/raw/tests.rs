@@ -189,8 +189,7 @@ fn event(id: i64, columns: &[(&str, &str, Value)]) -> Vec<u8> {
         row[name] = value.clone();
     }
     let row_schema = |field: &str| json!({"field": field, "type": "struct", "optional": true, "fields": fields});
-    let schema =
-        json!({"type": "struct", "fields": [row_schema("before"), row_schema("after"), {"field": "op", "type": "string"}]});
+    let schema = json!({"type": "struct", "fields": [row_schema("before"), row_schema("after"), {"field": "op", "type": "string"}]});
     json!({"schema": schema, "payload": {"before": null, "after": row, "op": "c"}}).to_string().into_bytes()
 }
 
@@ -211,8 +210,7 @@ async fn rows(table: &RawTable, number: i32, from: i64, values: &[Vec<u8>]) -> R
 /// All rows in order, as (partition, offset, after as JSON, whether the bytes were kept, error).
 async fn all(table: &RawTable) -> Vec<(i32, i64, Value, bool, Option<String>)> {
     let files = DataFile::all(&table.log.load().await.unwrap()).unwrap();
-    let mut merge =
-        Merge::new("t", table.log.store.object_store(None), table.log.schema().clone(), files);
+    let mut merge = Merge::new("t", table.log.store.object_store(None), table.log.schema().clone(), files);
     let mut rows = Vec::new();
     while let Some(batch) = merge.next().await.unwrap() {
         let mut writer = arrow::json::ArrayWriter::new(Vec::new());
@@ -434,7 +432,7 @@ impl Observer for Heard {
         self.landed.lock().unwrap().join(landed);
     }
 
-    fn held(&self, bytes: usize) {
+    fn held(&self, bytes: usize, _: usize) {
         self.held_most.fetch_max(bytes, Ordering::SeqCst);
     }
 

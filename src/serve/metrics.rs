@@ -104,6 +104,9 @@ pub struct Metrics {
     /// Messages and bytes (keys and values) that the source handed on.
     pub source_messages: IntCounter,
     pub source_bytes: IntCounter,
+    /// Events that landed in the raw tables, and the commits that brought them.
+    pub raw_landed_rows: IntCounter,
+    pub raw_commits: IntCounter,
     /// Rows of the view, as of the last finished epoch, and the changes that epochs made to it.
     pub view_rows: IntGauge,
     pub view_changes: IntCounter,
@@ -133,6 +136,7 @@ pub struct Metrics {
     pub searches_refused: IntCounter,
     /// The queues, in the order in which data moves. The consumer's is what librdkafka has said last, which it does once a second.
     pub source_queue: Queue,
+    pub raw_queue: Queue,
     pub decoded: Queue,
     pub pending: Queue,
 
@@ -165,6 +169,8 @@ impl Metrics {
         let mut metrics = Metrics {
             source_messages: r.counter("freshet_source_messages_total", "Messages read from Kafka"),
             source_bytes: r.counter("freshet_source_bytes_total", "Bytes of keys and values read from Kafka"),
+            raw_landed_rows: r.counter("freshet_raw_landed_rows_total", "Events that landed in the raw tables"),
+            raw_commits: r.counter("freshet_raw_commits_total", "Commits to the raw tables"),
             view_rows: r.gauge("freshet_view_rows", "Rows of the view after the last finished epoch"),
             view_changes: r.counter("freshet_view_changes_total", "Keys of the view that epochs changed"),
             epochs: r.counter("freshet_epochs_finished_total", "Epochs that the dataflow has finished"),
@@ -197,6 +203,13 @@ impl Metrics {
                 fill: r.float_gauge(
                     "freshet_source_queue_fill_ratio",
                     "Bytes that wait for the decoder as a share of kafka.queue_max_bytes",
+                ),
+            },
+            raw_queue: Queue {
+                held: r.gauge("freshet_raw_queue_bytes", "Bytes of messages that were read and have not landed"),
+                fill: r.float_gauge(
+                    "freshet_raw_queue_fill_ratio",
+                    "Bytes that have not landed as a share of raw.queue_max_bytes",
                 ),
             },
             decoded: Queue {

@@ -68,6 +68,9 @@ struct Now {
     epoch: Epoch,
     position: Position,
     lag: BTreeMap<Partition, u64>,
+    /// How far raw has landed, and why it cannot go on; there may be no raw.
+    landed: Option<Position>,
+    raw_waiting: Option<String>,
     /// The dataflow's operators, each with its updates in a second since it was told of before.
     operators: Vec<(OperatorStatus, f64)>,
     operators_told: Instant,
@@ -96,6 +99,8 @@ impl Status {
             epoch: Epoch(0),
             position: Position::default(),
             lag: BTreeMap::new(),
+            landed: None,
+            raw_waiting: None,
             operators: Vec::new(),
             operators_told: started,
             tests: Vec::new(),
@@ -190,6 +195,16 @@ impl Status {
         self.now().lag = lag;
     }
 
+    /// How far a source's raw table has landed. Others keep theirs.
+    pub fn set_landed(&self, landed: &Position) {
+        self.now().landed.get_or_insert_default().join(landed);
+    }
+
+    /// Why the raw tables cannot be written, or that they can be again. The index goes on meanwhile, until the queue before them is full.
+    pub fn set_raw_waiting(&self, why: Option<String>) {
+        self.now().raw_waiting = why;
+    }
+
     /// What the dataflow's operators hold and have done, inputs first.
     pub fn set_operators(&self, operators: Vec<OperatorStatus>) {
         let mut now = self.now();
@@ -263,6 +278,12 @@ impl Status {
                 "events": EventOp::ALL.iter().map(|op| (op.name().to_string(), m.events(*op).into())).collect::<Map<_, _>>(),
                 "rejects": Rule::ALL.iter().map(|rule| (rule.name().to_string(), m.rejects(*rule).into())).collect::<Map<_, _>>(),
             },
+            "raw": now.landed.as_ref().map(|landed| json!({
+                "landed": landed,
+                "rows": m.raw_landed_rows.get(),
+                "commits": m.raw_commits.get(),
+                "waiting": now.raw_waiting,
+            })),
             "view": {"rows": m.view_rows.get(), "changes": m.view_changes.get(), "epochs": m.epochs.get()},
             "tests": now.tests.iter().map(|(t, failing)| json!({
                 "name": t.name, "relation": t.relation, "severity": t.severity.name(), "failing": failing,

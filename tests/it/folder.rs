@@ -59,6 +59,8 @@ impl Folder {
                 [embed]
                 store = "data/embeddings"
                 device = "cpu"
+                [raw]
+                uri = "data/raw"
                 [index]
                 uri = "data/index"
                 key = "{key}"

@@ -1,0 +1,178 @@
+//! Raw tables from the engine's side: where a start reads from, and what every message that is read goes into.
+//!
+//! The invariant: Kafka is read on from exactly where raw ends. Where it no longer holds that place, nothing is read: what is missing would be
+//! missing for good, and nobody would know.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::time::{Duration, Instant};
+
+use super::reading::{Reading, Trouble};
+use crate::config;
+use crate::decode::{Counts, Decoded, SchemaStore};
+use crate::raw::{Error, Hydration, Landing, Observer, RawTable, Snapshot};
+use crate::serve::{State, Status};
+use crate::source::{MessageBatch, Watermarks};
+use crate::time::{Partition, Position};
+
+impl Observer for Status {
+    fn landed(&self, landed: &Position, rows: usize) {
+        self.metrics().raw_landed_rows.inc_by(rows as u64);
+        self.metrics().raw_commits.inc();
+        self.set_landed(landed);
+    }
+
+    fn held(&self, bytes: usize, bound: usize) {
+        self.metrics().raw_queue.set(bytes, bound);
+    }
+
+    fn waiting(&self, reason: Option<&str>) {
+        self.set_raw_waiting(reason.map(Into::into));
+    }
+}
+
+impl From<Error> for Trouble {
+    fn from(e: Error) -> Trouble {
+        Trouble { passing: e.is_passing(), reason: e.to_string() }
+    }
+}
+
+impl Reading {
+    /// Opens the raw table of every source. `None` when the service is to stop.
+    pub(super) fn open_raw(
+        &self,
+        runtime: &tokio::runtime::Handle,
+        raw: &config::Raw,
+    ) -> Result<Option<Vec<RawTable>>, String> {
+        let mut tables = Vec::new();
+        for source in &self.config.sources {
+            let location = raw.table(source);
+            let open = || RawTable::open(&location, &raw.options, &self.config.name, &source.topic);
+            match self.retry(|| Ok(runtime.block_on(open())?))? {
+                Some(table) => tables.push(table),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(tables))
+    }
+
+    /// Hands on all that has landed, and says how far that goes. `None` when the service is to stop.
+    pub(super) fn hydrate(
+        &self,
+        runtime: &tokio::runtime::Handle,
+        raw: &config::Raw,
+        tables: &[RawTable],
+        schemas: &Arc<dyn SchemaStore>,
+        send: &SyncSender<Decoded>,
+    ) -> Result<Option<Position>, String> {
+        let mut landed = Position::default();
+        for (n, (source, table)) in self.config.sources.iter().zip(tables).enumerate() {
+            self.status.set_state(State::Hydrating, format!("reading the raw table {}", table.location()));
+            let begun = Instant::now();
+            let open = async || {
+                let snapshot = Snapshot::open(table.location(), &raw.options, &self.config.name, table).await?;
+                let row_type = self.row_types[n].clone();
+                Hydration::open(table, Some(&snapshot), n, source, row_type, schemas.clone()).await
+            };
+            let Some(mut hydration) = self.retry(|| Ok(runtime.block_on(open())?))? else { return Ok(None) };
+            let mut changes = 0;
+            while let Some(next) = self.retry(|| Ok(runtime.block_on(hydration.next())?))? {
+                let Some(decoded) = next else { break };
+                changes += decoded.changes.len();
+                if !self.hand_on(decoded, send) {
+                    return Ok(None);
+                }
+            }
+            if self.stop.load(Ordering::SeqCst) {
+                return Ok(None);
+            }
+            // What the last messages said may be in no row of a snapshot: they were deletes.
+            for (partition, end) in hydration.landed().iter() {
+                let (changes, rejects, counts) = (Vec::new(), Vec::new(), Counts::default());
+                let end_of_it = Decoded { source: n, partition: partition.clone(), end, changes, rejects, counts };
+                if !self.hand_on(end_of_it, send) {
+                    return Ok(None);
+                }
+            }
+            landed.join(hydration.landed());
+            self.status.set_landed(hydration.landed());
+            tracing::info!(
+                table = table.location(),
+                changes,
+                took_ms = begun.elapsed().as_millis() as u64,
+                "hydrated from raw"
+            );
+        }
+        Ok(Some(landed))
+    }
+
+    /// Whether Kafka still holds what follows on raw.
+    pub(super) fn follows_on(
+        &self,
+        raw: &config::Raw,
+        landed: &Position,
+        marks: &BTreeMap<Partition, Watermarks>,
+    ) -> Result<(), Trouble> {
+        for (partition, next) in landed.iter() {
+            let lasting = |what: String| {
+                let table = self.config.sources.iter().find(|s| s.topic == partition.topic).map(|s| raw.table(s));
+                let table = table.unwrap_or_else(|| raw.uri.clone());
+                let way = "let Debezium take a new snapshot of the table, move the raw table away, and start again";
+                Err(Trouble { passing: false, reason: format!("{what}; {way} ({table})") })
+            };
+            match marks.get(partition) {
+                None => return lasting(format!("{partition} is gone, of which raw has landed up to {}", next.0)),
+                Some(marks) if next > marks.high => {
+                    return lasting(format!(
+                        "{partition} ends at offset {}, and raw has landed up to {}: the topic was made anew",
+                        marks.high.0, next.0
+                    ));
+                }
+                Some(marks) if next < marks.low => {
+                    return lasting(format!(
+                        "{partition} begins at offset {}, and raw has landed up to {}: what lies between was removed before it was read",
+                        marks.low.0, next.0
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
+        for partition in marks.keys().filter(|p| landed.get(p).is_none()) {
+            tracing::info!(%partition, "nothing of this partition has landed yet; it is read from its first offset");
+        }
+        Ok(())
+    }
+
+    /// Gives a batch to the landing, which may have to make room first. Says whether it was taken: not when the service is to stop, or the
+    /// landing has ended.
+    pub(super) fn land(&self, landing: &Landing, batch: &Arc<MessageBatch>) -> bool {
+        let mut offered = landing.offer(batch.clone());
+        while let Err(back) = offered {
+            if self.stop.load(Ordering::SeqCst) || landing.has_ended() {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+            offered = landing.offer(back);
+        }
+        true
+    }
+
+    /// Sends a batch to the driver, and waits while the queue is full. Says whether it went: not when the service is to stop.
+    pub(super) fn hand_on(&self, mut decoded: Decoded, send: &SyncSender<Decoded>) -> bool {
+        self.shared.read.lock().expect("no holder of this lock panics").advance(&decoded.partition, decoded.end);
+        self.shared.count_decoded(1, self.status.metrics());
+        // A full queue is the bound at work: the source waits.
+        loop {
+            match send.try_send(decoded) {
+                Ok(()) => return true,
+                Err(TrySendError::Full(back)) if !self.stop.load(Ordering::SeqCst) => {
+                    decoded = back;
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(_) => return false,
+            }
+        }
+    }
+}
