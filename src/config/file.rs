@@ -219,7 +219,10 @@ fn raw(s: &mut Section<'_>, sources: &[Source]) -> Raw {
     for source in sources {
         let name = format!("{}__{}", source.schema, source.table);
         if !name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c)) {
-            s.problem("uri", format!("cannot hold a folder {name:?} for a source: letters, digits, _, - and . are possible"));
+            s.problem(
+                "uri",
+                format!("cannot hold a folder {name:?} for a source: letters, digits, _, - and . are possible"),
+            );
         }
     }
     let raw = Raw {
@@ -469,7 +472,9 @@ mod tests {
     #[test]
     fn raw_is_optional_and_its_keys_stay_out_of_files() {
         assert!(load_text(GOOD).unwrap().raw.is_none());
-        let good = format!("{GOOD}\n[raw]\nuri = \"s3://b/raw/\"\noptions = {{ endpoint = \"http://${{HOST}}:9000\", allow_http = true }}\n");
+        let good = format!(
+            "{GOOD}\n[raw]\nuri = \"s3://b/raw/\"\noptions = {{ endpoint = \"http://${{HOST}}:9000\", allow_http = true }}\n"
+        );
         let config = load_text(&good).unwrap();
         let raw = config.raw.unwrap();
         assert_eq!(raw.options["endpoint"], "http://host:9000");

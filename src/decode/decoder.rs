@@ -237,13 +237,7 @@ impl Decoder {
         Ok(plan)
     }
 
-    fn avro(
-        &mut self,
-        offset: Offset,
-        key: Option<&[u8]>,
-        value: Option<&[u8]>,
-        to: &mut Assembly,
-    ) -> Result<(), Bad> {
+    fn avro(&mut self, offset: Offset, key: Option<&[u8]>, value: Option<&[u8]>, to: &mut Assembly) -> Result<(), Bad> {
         let event = match value {
             None => None,
             Some(value) => {
@@ -272,13 +266,7 @@ impl Decoder {
         read_key_avro(plan, schema, body, &self.row_type).map_err(in_key)
     }
 
-    fn json(
-        &mut self,
-        offset: Offset,
-        key: Option<&[u8]>,
-        value: Option<&[u8]>,
-        to: &mut Assembly,
-    ) -> Result<(), Bad> {
+    fn json(&mut self, offset: Offset, key: Option<&[u8]>, value: Option<&[u8]>, to: &mut Assembly) -> Result<(), Bad> {
         let value = value.map(parse_json).transpose()?;
         let key = key.map(parse_json).transpose().map_err(in_key)?;
         let row_type = self.row_type.clone();

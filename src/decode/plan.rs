@@ -196,7 +196,9 @@ impl RowPlan {
                 (Some(value), _) => match json::read(schema, field.node, value) {
                     Ok(raw) => self.put(&mut row, *place, raw, writer, of, unavailable),
                     // The placeholder is text, whatever the column's own type.
-                    Err(_) if value.as_str().is_some_and(|text| is_placeholder(text, unavailable)) => row.unavailable.push(self.wanted[*place] as u16),
+                    Err(_) if value.as_str().is_some_and(|text| is_placeholder(text, unavailable)) => {
+                        row.unavailable.push(self.wanted[*place] as u16)
+                    }
                     Err(e) => row.misfit = Some(bad(Rule::Value, format!("column {}: {e}", column.name))),
                 },
                 (None, Some(default)) => row.cells[*place] = default.clone(),
@@ -210,12 +212,7 @@ impl RowPlan {
 
     /// Takes values that were read before: `value` gives that of a field by its place in the record; `None` is one that the database did not
     /// send.
-    pub fn read_values<'a>(
-        &self,
-        value: &Values<'_, 'a>,
-        of: &RowType,
-        unavailable: &str,
-    ) -> RowCells<'a> {
+    pub fn read_values<'a>(&self, value: &Values<'_, 'a>, of: &RowType, unavailable: &str) -> RowCells<'a> {
         let mut row = self.start(of);
         for (field, PlanField { take, .. }) in self.fields.iter().enumerate() {
             let Some(Take { place, writer, .. }) = take else { continue };

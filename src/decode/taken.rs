@@ -126,4 +126,3 @@ impl Taken<'_> {
         key.into_iter().chain(self.value_schema_id())
     }
 }
-

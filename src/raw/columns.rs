@@ -59,7 +59,9 @@ impl Columns {
             None if name.is_empty() || name.contains([' ', ',', ';', '{', '}', '(', ')', '\n', '\t', '=']) => {
                 Err(format!("column {name:?} has a name that Delta rules out"))
             }
-            None if self.0.len() >= COLUMNS_MAX => Err(format!("column {name} would be one of more than {COLUMNS_MAX}")),
+            None if self.0.len() >= COLUMNS_MAX => {
+                Err(format!("column {name} would be one of more than {COLUMNS_MAX}"))
+            }
             None => {
                 self.0.push(Arc::new(field));
                 Ok(self.0.len() - 1)

@@ -12,10 +12,10 @@ use arrow::datatypes::{Field, FieldRef, Fields, Schema};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use super::Error;
 use super::columns::{COMMIT, Columns, DAY};
 use super::table::RawTable;
 use super::writer::{Whole, Writer, WriterColumn};
-use super::Error;
 use crate::config::{self, Format};
 use crate::decode::cell::{Cell, Column};
 use crate::decode::envelope::is_json_service;

@@ -11,7 +11,9 @@ use bytes::Bytes;
 use deltalake::kernel::{Add, Remove};
 use deltalake::logstore::ObjectStoreRef;
 use deltalake::parquet::arrow::ArrowWriter;
-use deltalake::parquet::arrow::async_reader::{ParquetObjectReader, ParquetRecordBatchStream, ParquetRecordBatchStreamBuilder};
+use deltalake::parquet::arrow::async_reader::{
+    ParquetObjectReader, ParquetRecordBatchStream, ParquetRecordBatchStreamBuilder,
+};
 use deltalake::parquet::basic::{Compression, ZstdLevel};
 use deltalake::parquet::errors::ParquetError;
 use deltalake::parquet::file::properties::WriterProperties;
@@ -44,9 +46,12 @@ impl DataFile {
         for file in state.log_data().iter() {
             let path = Path::parse(file.path()).map_err(|e| e.to_string())?;
             if file.deletion_vector_descriptor().is_some() {
-                return Err(format!("{path} has a deletion vector, which Freshet does not read; rewrite the table without"));
+                return Err(format!(
+                    "{path} has a deletion vector, which Freshet does not read; rewrite the table without"
+                ));
             }
-            let stats = file.stats().and_then(|s| serde_json::from_str::<serde_json::Value>(&s).ok()).unwrap_or_default();
+            let stats =
+                file.stats().and_then(|s| serde_json::from_str::<serde_json::Value>(&s).ok()).unwrap_or_default();
             let commit = |of: &str| stats[of][COMMIT].as_i64();
             let remove = file.remove_action(false);
             let day = remove.partition_values.as_ref().and_then(|v| v.get(DAY).cloned().flatten());
@@ -60,7 +65,10 @@ impl DataFile {
     }
 
     /// The rows, in order.
-    pub async fn read(&self, store: &ObjectStoreRef) -> Result<ParquetRecordBatchStream<ParquetObjectReader>, ParquetError> {
+    pub async fn read(
+        &self,
+        store: &ObjectStoreRef,
+    ) -> Result<ParquetRecordBatchStream<ParquetObjectReader>, ParquetError> {
         let reader = ParquetObjectReader::new(store.clone(), self.path.clone()).with_file_size(self.size_bytes);
         ParquetRecordBatchStreamBuilder::new(reader).await?.with_batch_size(READ_ROWS).build()
     }

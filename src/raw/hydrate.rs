@@ -24,9 +24,7 @@ use super::writer::{Writer, WriterColumn};
 use crate::config;
 use crate::decode::envelope::{Kind, Values};
 use crate::decode::schema::Schema;
-use crate::decode::{
-    Decoded, Decoder, Origin, RowType, SchemaStore, Taken, TakenEvent, TakenValue, WriterSchema,
-};
+use crate::decode::{Decoded, Decoder, Origin, RowType, SchemaStore, Taken, TakenEvent, TakenValue, WriterSchema};
 use crate::time::{Offset, Partition, Position};
 
 pub struct Hydration {
@@ -70,7 +68,8 @@ impl Hydration {
     ) -> Result<Hydration, Error> {
         let wrong = |e: String| Error::lasting(table.location(), e);
         let files = DataFile::all(&table.log.load().await?).map_err(wrong)?;
-        let mut tail = Merge::new(table.location(), table.log.store.object_store(None), table.log.schema().clone(), files);
+        let mut tail =
+            Merge::new(table.location(), table.log.store.object_store(None), table.log.schema().clone(), files);
         let mut parts = VecDeque::new();
         if let Some((rows, commit)) = match snapshot {
             Some(snapshot) => snapshot.rows(table, source).await?,

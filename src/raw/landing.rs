@@ -8,10 +8,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::Error;
 use super::events::Events;
 use super::snapshot;
 use super::table::RawTable;
-use super::Error;
 use crate::config;
 use crate::decode::SchemaStore;
 use crate::source::{Message, MessageBatch};
@@ -280,7 +280,9 @@ impl Worker {
             Ok::<(), Error>(())
         });
         match done {
-            Err(e) if e.is_passing() => tracing::warn!(table = source.table.location(), error = %e, "upkeep has to wait"),
+            Err(e) if e.is_passing() => {
+                tracing::warn!(table = source.table.location(), error = %e, "upkeep has to wait")
+            }
             other => other?,
         }
         self.snapshot(n);
@@ -314,9 +316,17 @@ impl Worker {
             let begun = Instant::now();
             match place.take(schemas, age).await {
                 Ok(stats) => {
-                    tracing::info!(table = place.location, read = stats.read, kept = stats.kept, took_ms = begun.elapsed().as_millis() as u64, "took a snapshot");
+                    tracing::info!(
+                        table = place.location,
+                        read = stats.read,
+                        kept = stats.kept,
+                        took_ms = begun.elapsed().as_millis() as u64,
+                        "took a snapshot"
+                    );
                 }
-                Err(e) => tracing::warn!(table = place.location, error = %e, "no snapshot was taken; a start reads more"),
+                Err(e) => {
+                    tracing::warn!(table = place.location, error = %e, "no snapshot was taken; a start reads more")
+                }
             }
         }));
     }

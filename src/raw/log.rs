@@ -113,22 +113,29 @@ impl Log {
         let snapshot = table.snapshot().map_err(delta)?;
         let app = format!("freshet/{dataflow}");
         let mut landed = Position::default();
-        for number in partition_numbers(&table).map_err(|e| Error::lasting(name, e))? {
+        let numbers = partition_numbers(&table).map_err(|e| Error::lasting(name, e))?;
+        for number in numbers.clone() {
             let partition = Partition::new(topic.clone(), number);
             let app_id = app_id(&app, &partition);
-            if let Some(next) = snapshot.transaction_version(store.as_ref(), app_id).await.map_err(delta)? {
-                landed.advance(&partition, Offset(next));
+            match snapshot.transaction_version(store.as_ref(), &app_id).await.map_err(delta)? {
+                Some(next) => drop(landed.advance(&partition, Offset(next))),
+                // Between the first and the last there may be partitions without a row.
+                None if number != *numbers.start() && number != *numbers.end() => {}
+                None => {
+                    let reason = format!(
+                        "it has rows of partition {number}, and no txn {app_id:?}: it is another dataflow's or another topic's"
+                    );
+                    return Err(Error::lasting(name, reason));
+                }
             }
         }
-        let own: Schema = snapshot.metadata().parse_schema().map_err(|e| Error::lasting(name, e)).and_then(|s| {
-            (&s).try_into_arrow().map_err(|e| Error::lasting(name, e))
-        })?;
-        let state = State {
-            version: snapshot.version(),
-            metadata: snapshot.metadata().clone(),
-            schema: Arc::new(own),
-            landed,
-        };
+        let own: Schema = snapshot
+            .metadata()
+            .parse_schema()
+            .map_err(|e| Error::lasting(name, e))
+            .and_then(|s| (&s).try_into_arrow().map_err(|e| Error::lasting(name, e)))?;
+        let state =
+            State { version: snapshot.version(), metadata: snapshot.metadata().clone(), schema: Arc::new(own), landed };
         Ok(Log { name: name.into(), store, app, topic: topic.clone(), state, pending: None, lost: None })
     }
 
@@ -197,9 +204,8 @@ impl Log {
         }
         let moved = landed.iter().filter(|(p, next)| after.landed.get(p).is_none_or(|now| now < *next));
         let now = chrono::Utc::now().timestamp_millis();
-        let transactions = moved
-            .map(|(p, next)| Transaction::new_with_last_update(app_id(&self.app, p), next.0, Some(now)))
-            .collect();
+        let transactions =
+            moved.map(|(p, next)| Transaction::new_with_last_update(app_id(&self.app, p), next.0, Some(now))).collect();
         after.landed.join(&landed);
         let id = format!("{:032x}", rand::random::<u128>());
         let info = [(COMMIT_ID.to_string(), Value::from(id.as_str()))].into_iter().collect();

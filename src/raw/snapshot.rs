@@ -105,11 +105,7 @@ impl Snapshot {
     }
 
     /// The rows and the version of the raw table that they are of.
-    pub(super) async fn rows(
-        &self,
-        table: &RawTable,
-        source: &config::Source,
-    ) -> Result<Option<(Merge, i64)>, Error> {
+    pub(super) async fn rows(&self, table: &RawTable, source: &config::Source) -> Result<Option<(Merge, i64)>, Error> {
         let Some(commit) = self.commit(table, source) else { return Ok(None) };
         let files = DataFile::all(&self.log.load().await?).map_err(|e| Error::lasting(&self.log.name, e))?;
         let store = self.log.store.object_store(None);

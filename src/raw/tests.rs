@@ -189,8 +189,7 @@ fn event(id: i64, columns: &[(&str, &str, Value)]) -> Vec<u8> {
         row[name] = value.clone();
     }
     let row_schema = |field: &str| json!({"field": field, "type": "struct", "optional": true, "fields": fields});
-    let schema =
-        json!({"type": "struct", "fields": [row_schema("before"), row_schema("after"), {"field": "op", "type": "string"}]});
+    let schema = json!({"type": "struct", "fields": [row_schema("before"), row_schema("after"), {"field": "op", "type": "string"}]});
     json!({"schema": schema, "payload": {"before": null, "after": row, "op": "c"}}).to_string().into_bytes()
 }
 
@@ -211,8 +210,7 @@ async fn rows(table: &RawTable, number: i32, from: i64, values: &[Vec<u8>]) -> R
 /// All rows in order, as (partition, offset, after as JSON, whether the bytes were kept, error).
 async fn all(table: &RawTable) -> Vec<(i32, i64, Value, bool, Option<String>)> {
     let files = DataFile::all(&table.log.load().await.unwrap()).unwrap();
-    let mut merge =
-        Merge::new("t", table.log.store.object_store(None), table.log.schema().clone(), files);
+    let mut merge = Merge::new("t", table.log.store.object_store(None), table.log.schema().clone(), files);
     let mut rows = Vec::new();
     while let Some(batch) = merge.next().await.unwrap() {
         let mut writer = arrow::json::ArrayWriter::new(Vec::new());
@@ -263,6 +261,17 @@ async fn a_second_writer_is_refused_and_says_so() {
     assert!(text.contains("version 1 of the table memory:///") && text.contains("delta-rs"), "{text}");
     assert!(matches!(second.append(&rows).await, Err(Error::OtherWriter { version: 1, .. })), "it stays refused");
     assert_eq!(all(&store.open().await).await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_of_another_dataflow_is_refused() {
+    let store = Faulty::default();
+    let mut table = store.open().await;
+    let rows = rows(&table, 3, 0, &[event(1, &[])]).await;
+    table.append(&rows).await.unwrap();
+    let other = RawTable::with_log_store("memory:///", store.log_store(), "another", &source().topic).await;
+    let text = other.err().unwrap().to_string();
+    assert!(text.contains("no txn \"freshet/another/items/3\""), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

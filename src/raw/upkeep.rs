@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use deltalake::Path;
 use deltalake::checkpoints::{cleanup_expired_logs_for, create_checkpoint};
 use deltalake::kernel::Action;
 use deltalake::operations::vacuum::VacuumMode;
-use deltalake::Path;
 use deltalake::protocol::DeltaOperation;
 use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectStoreExt;
@@ -87,7 +87,8 @@ pub(super) async fn vacuum(log: &Log, age: Duration) -> Result<usize, Error> {
     }
     let removed = log.store.object_store(None).delete_stream(futures::stream::iter(paths).boxed());
     let gone = |e: &object_store::Error| matches!(e, object_store::Error::NotFound { .. });
-    let removed = removed.filter(|r| futures::future::ready(!r.as_ref().is_err_and(gone))).try_collect::<Vec<_>>().await;
+    let removed =
+        removed.filter(|r| futures::future::ready(!r.as_ref().is_err_and(gone))).try_collect::<Vec<_>>().await;
     let removed = removed.map_err(|e| Error::store(&log.name, e))?.len();
     let before = (chrono::Utc::now() - age).timestamp_millis();
     let logs = cleanup_expired_logs_for(log.version(), log.store.as_ref(), before, None).await.map_err(delta)?;

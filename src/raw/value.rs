@@ -277,7 +277,11 @@ mod tests {
         check(&named("long", "io.debezium.time.NanoTimestamp"), Raw::Int(i64::MIN), &DataType::Int64);
         check(&named("int", "io.debezium.time.Time"), Raw::Int(86_399_999), &DataType::Int64);
         check(&named("long", "io.debezium.time.MicroTime"), Raw::Int(-3_020_399_000_000), &DataType::Int64);
-        check(&named("string", "io.debezium.time.ZonedTimestamp"), Raw::Str("2024-02-29T07:04:56.123456789+02:00".into()), &DataType::Utf8);
+        check(
+            &named("string", "io.debezium.time.ZonedTimestamp"),
+            Raw::Str("2024-02-29T07:04:56.123456789+02:00".into()),
+            &DataType::Utf8,
+        );
         check(&decimal(10, 2), bytes(&[0xff, 0x85]), &DataType::Decimal128(38, 2));
         check(&decimal(65, 30), bytes(&[1; 20]), &DataType::Utf8);
         check(&decimal(3, -2), bytes(&[5]), &DataType::Utf8);

@@ -54,8 +54,7 @@ impl Way {
     }
 
     async fn hydrated(&self, table: &RawTable, row_type: Arc<RowType>) -> (Outcomes, Counts) {
-        let mut hydration =
-            Hydration::open(table, None, 0, &self.source, row_type, recording().store()).await.unwrap();
+        let mut hydration = Hydration::open(table, None, 0, &self.source, row_type, recording().store()).await.unwrap();
         let (mut outcomes, mut counts) = (Outcomes::new(), Counts::default());
         while let Some(decoded) = hydration.next().await.unwrap() {
             add(&mut outcomes, &mut counts, &decoded);
