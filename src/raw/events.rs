@@ -42,10 +42,13 @@ pub struct Rows {
 }
 
 pub struct Events {
+    /// For messages.
+    table: String,
     source: config::Source,
     schemas: Arc<dyn SchemaStore>,
     columns: Columns,
-    remembered: BTreeSet<String>,
+    /// Schemas that the table has, or will have, by id.
+    remembered: BTreeMap<String, Arc<str>>,
     texts: AHashMap<u32, Arc<str>>,
     registered: AHashMap<u32, Arc<Bound>>,
     connect: Vec<(Value, Arc<Bound>)>,
@@ -72,7 +75,8 @@ impl Events {
         Events {
             source: source.clone(),
             schemas,
-            remembered: table.log.writers().map(|(id, _)| id.to_string()).collect(),
+            table: table.location().into(),
+            remembered: table.log.writers().map(|(id, text)| (id.to_string(), text.into())).collect(),
             texts: AHashMap::new(),
             registered: AHashMap::new(),
             connect: Vec::new(),
@@ -82,7 +86,7 @@ impl Events {
         }
     }
 
-    /// Adds every message of a batch. An error is the registry's; nothing of the batch was added then, and it may be given again.
+    /// Adds every message of a batch. After a passing error, the registry's, nothing of the batch was added, and it may be given again.
     pub async fn push(&mut self, batch: &MessageBatch) -> Result<(), Error> {
         if self.source.format == Format::Avro {
             self.fetch(batch).await?;
@@ -96,15 +100,6 @@ impl Events {
         Ok(())
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.building.rows == 0
-    }
-
-    /// Bytes of keys and values that were added since the last [`Events::take`].
-    pub fn bytes(&self) -> usize {
-        self.building.bytes
-    }
-
     /// The rows so far; there are none afterwards.
     pub fn take(&mut self) -> Rows {
         let building = std::mem::replace(&mut self.building, Building::new(&self.columns));
@@ -112,31 +107,37 @@ impl Events {
     }
 
     async fn fetch(&mut self, batch: &MessageBatch) -> Result<(), Error> {
-        for message in &batch.messages {
-            for part in [batch.key(message), batch.value(message)].into_iter().flatten() {
-                let Ok((id, _)) = wire::split(part) else { continue };
-                if self.texts.contains_key(&id) {
-                    continue;
-                }
-                if let Some(text) = self.schemas.get(id).await? {
-                    self.remember(id.to_string(), &text);
-                    self.texts.insert(id, text);
-                }
+        let parts = batch.messages.iter().flat_map(|m| [batch.key(m), batch.value(m)]);
+        let ids: BTreeSet<u32> = parts.flatten().filter_map(|part| Some(wire::split(part).ok()?.0)).collect();
+        for id in ids {
+            if self.texts.contains_key(&id) {
+                continue;
             }
+            let Some(text) = self.schemas.get(id).await? else { continue };
+            let known = self.remembered.get(&id.to_string());
+            if known.is_some_and(|known| json(known) != json(&text)) {
+                let reason = format!(
+                    "the registry has another schema under the id {id} than the table has rows of: the registry was made anew; give raw another uri"
+                );
+                return Err(Error::lasting(&self.table, reason));
+            }
+            self.remember(id.to_string(), &text);
+            self.texts.insert(id, text);
         }
         Ok(())
     }
 
     /// Whether the table has, or will have, this schema.
     fn remember(&mut self, id: String, text: &Arc<str>) -> bool {
-        if self.remembered.contains(&id) {
+        if self.remembered.contains_key(&id) {
             return true;
         }
         if self.remembered.len() >= SCHEMAS_MAX {
             return false;
         }
         self.building.writers.insert(id.clone(), text.clone());
-        self.remembered.insert(id)
+        self.remembered.insert(id, text.clone());
+        true
     }
 
     fn message(&mut self, batch: &MessageBatch, message: &Message) {
@@ -217,6 +218,11 @@ impl Events {
     }
 }
 
+/// A schema's text may be written anew.
+fn json(text: &str) -> Option<Value> {
+    serde_json::from_str(text).ok()
+}
+
 impl Bound {
     fn new(id: Option<String>, writer: Writer, columns: &mut Columns) -> Bound {
         let mut flaw = None;
@@ -242,7 +248,6 @@ struct Place<'a> {
 /// Rows being built.
 struct Building {
     rows: usize,
-    bytes: usize,
     up_to: Position,
     writers: BTreeMap<String, Arc<str>>,
     /// The fixed columns, without `day` and `commit`.
@@ -264,7 +269,6 @@ impl Building {
         let fixed = fixed.fields().iter().filter(|f| f.name() != DAY && f.name() != COMMIT);
         let mut building = Building {
             rows: 0,
-            bytes: 0,
             up_to: Position::default(),
             writers: BTreeMap::new(),
             fixed: fixed.map(|f| (f.clone(), Column::with_capacity(f.data_type(), 0))).collect(),
@@ -327,7 +331,6 @@ impl Building {
         self.before.push(event.and_then(|(whole, by)| Some((whole.before.as_deref()?, by.before.as_slice()))));
         self.after.push(event.and_then(|(whole, by)| Some((whole.after.as_deref()?, by.after.as_slice()))));
         self.rows += 1;
-        self.bytes += key.map_or(0, <[u8]>::len) + batch.value(message).map_or(0, <[u8]>::len);
     }
 
     fn finish(mut self, columns: Columns) -> Rows {

@@ -358,8 +358,11 @@ impl Worker {
                 waited = true;
             }
             self.observer.waiting(Some(&error.to_string()));
-            std::thread::sleep(backoff);
-            backoff = (backoff * 2).min(BACKOFF_MAX);
+            let begun = Instant::now();
+            while begun.elapsed() < backoff && (last_tries > 0 || !self.shared.queue().is_closed) {
+                std::thread::sleep(BACKOFF_MIN);
+            }
+            backoff = if last_tries > 0 { BACKOFF_MIN } else { (backoff * 2).min(BACKOFF_MAX) };
         }
     }
 }

@@ -113,11 +113,20 @@ impl Log {
         let snapshot = table.snapshot().map_err(delta)?;
         let app = format!("freshet/{dataflow}");
         let mut landed = Position::default();
-        for number in partition_numbers(&table).map_err(|e| Error::lasting(name, e))? {
+        let numbers = partition_numbers(&table).map_err(|e| Error::lasting(name, e))?;
+        for number in numbers.clone() {
             let partition = Partition::new(topic.clone(), number);
             let app_id = app_id(&app, &partition);
-            if let Some(next) = snapshot.transaction_version(store.as_ref(), app_id).await.map_err(delta)? {
-                landed.advance(&partition, Offset(next));
+            match snapshot.transaction_version(store.as_ref(), &app_id).await.map_err(delta)? {
+                Some(next) => drop(landed.advance(&partition, Offset(next))),
+                // Between the first and the last there may be partitions without a row.
+                None if number != *numbers.start() && number != *numbers.end() => {}
+                None => {
+                    let reason = format!(
+                        "it has rows of partition {number}, and no txn {app_id:?}: it is another dataflow's or another topic's"
+                    );
+                    return Err(Error::lasting(name, reason));
+                }
             }
         }
         let own: Schema = snapshot

@@ -16,18 +16,19 @@
 //! | column | |
 //! |---|---|
 //! | `topic`, `partition`, `offset` | where the message is in Kafka |
-//! | `timestamp`, `day` | the broker's time stamp; its day in UTC, by which the table is partitioned |
+//! | `timestamp`, `day` | the broker's time stamp (the last one that microseconds reach, for any beyond); its day in UTC, by which the table is partitioned |
 //! | `commit` | the version of the table that brought the row |
 //! | `key` | the message's key as it came |
 //! | `op` | `c`, `u`, `d`, `r`, `t`; null where the value was not read as an event |
 //! | `ts_ms`, `snapshot`, `lsn`, `change_lsn`, `commit_lsn`, `event_serial_no`, `table` | Debezium's source position |
 //! | `schema_id` | the registry's id of the value's schema, or a hash of a JSON message's schema part; the table's property `freshet.schema.<id>` has its text |
-//! | `before`, `after` | the row, every column that its writer had; a value lies as [`value`] says |
+//! | `before`, `after` | the row, every column that its writer had; a value lies as `value.rs` says |
 //! | `unavailable` | columns of `after` whose value the database did not send (null there) |
 //! | `value` | the message's value as it came, where the columns above do not say all of it |
 //! | `error` | why they do not |
 
 mod columns;
+mod durable;
 mod events;
 mod files;
 mod hydrate;

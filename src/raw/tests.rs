@@ -264,6 +264,36 @@ async fn a_second_writer_is_refused_and_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_table_of_another_dataflow_is_refused() {
+    let store = Faulty::default();
+    let mut table = store.open().await;
+    let rows = rows(&table, 3, 0, &[event(1, &[])]).await;
+    table.append(&rows).await.unwrap();
+    let other = RawTable::with_log_store("memory:///", store.log_store(), "another", &source().topic).await;
+    let text = other.err().unwrap().to_string();
+    assert!(text.contains("no txn \"freshet/another/items/3\""), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_was_made_anew_is_noticed() {
+    let store = Faulty::default();
+    let source = config::Source { format: config::Format::Avro, ..source() };
+    let push = async |table: &RawTable, schema: &str| {
+        let schemas = FixedSchemas([(7, schema.into())].into());
+        let mut events = Events::new(&source, Arc::new(schemas), table);
+        let done = events.push(&messages(0, 0, &[vec![0, 0, 0, 0, 7, 2]])).await;
+        done.map(|()| events.take())
+    };
+    let mut table = store.open().await;
+    let rows = push(&table, r#"{"type": "int"}"#).await.unwrap();
+    table.append(&rows).await.unwrap();
+    let table = store.open().await;
+    assert!(push(&table, r#"{ "type":"int" }"#).await.is_ok());
+    let error = push(&table, r#"{"type": "long"}"#).await.err().unwrap();
+    assert!(!error.is_passing() && error.to_string().contains("under the id 7"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn columns_come_and_change_their_types() {
     let store = Faulty::default();
     let mut table = store.open().await;

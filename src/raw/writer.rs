@@ -281,6 +281,9 @@ impl Row<'_> {
                 continue;
             };
             if *form == Form::Json {
+                if has_fraction(value) {
+                    self.flaw = Some(format!("column {name}: it is nested, and a number in it may have more digits"));
+                }
                 cells.push(nested(value));
                 continue;
             }
@@ -304,6 +307,16 @@ impl Row<'_> {
             self.flaw = Some(format!("column {name}: {e}"));
             Cell::Null
         })
+    }
+}
+
+/// Whether a value holds numbers that were read as floating point, whatever they are.
+fn has_fraction(value: &Value) -> bool {
+    match value {
+        Value::Number(number) => number.is_f64(),
+        Value::Array(items) => items.iter().any(has_fraction),
+        Value::Object(object) => object.values().any(has_fraction),
+        Value::Null | Value::Bool(_) | Value::String(_) => false,
     }
 }
 
