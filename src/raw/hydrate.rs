@@ -33,6 +33,7 @@ pub struct Hydration {
     /// The snapshot, if there is one, and what has landed since.
     parts: VecDeque<Merge>,
     decoder: Decoder,
+    schemas: Arc<dyn SchemaStore>,
     writers: HashMap<String, Bound>,
     /// Rows that are read and not decoded.
     rows: Option<RecordBatch>,
@@ -88,13 +89,14 @@ impl Hydration {
             }
         }
         let registered = table.log.writers().filter_map(|(id, text)| Some((id.parse().ok()?, text.into()))).collect();
-        let schemas = Arc::new(Remembered { registered, others: schemas });
-        let decoder = Decoder::new(index, source, row_type, schemas).map_err(|e| wrong(e.to_string()))?;
+        let schemas: Arc<dyn SchemaStore> = Arc::new(Remembered { registered, others: schemas });
+        let decoder = Decoder::new(index, source, row_type, schemas.clone()).map_err(|e| wrong(e.to_string()))?;
         Ok(Hydration {
             table: table.location().into(),
             topic: source.topic.clone(),
             parts,
             decoder,
+            schemas,
             writers,
             rows: None,
             next: Position::default(),
@@ -142,6 +144,11 @@ impl Hydration {
             self.parts.pop_front();
         }
         Ok(None)
+    }
+
+    /// The table's schemas, and whoever is asked for others.
+    pub(super) fn schemas(&self) -> &Arc<dyn SchemaStore> {
+        &self.schemas
     }
 
     /// What `decoder` makes of rows of one partition.

@@ -124,27 +124,29 @@ impl Snapshot {
         let wrong = |e: &dyn std::fmt::Display| Error::lasting(&self.log.name, e.to_string());
         let whole = Arc::new(RowType::from_contract(source).map_err(|e| wrong(&e))?);
         let keys = Arc::new(whole.pruned(&vec![false; whole.schema().fields().len()]));
-        let mut keys = Decoder::new(0, source, keys, schemas.clone()).map_err(|e| wrong(&e))?;
         let open = || Hydration::open(table, Some(self), 0, source, whole.clone(), schemas.clone());
         let mut choice = Choice::default();
         let mut events = open().await?;
+        let mut keys = Decoder::new(0, source, keys, events.schemas().clone()).map_err(|e| wrong(&e))?;
         let mut read = 0;
         while let Some((rows, decoded)) = events.next_run().await? {
             let offsets = longs(&rows, "offset");
             let place = |offset: i64| read + offsets.partition_point(|o| *o < offset);
             let number = decoded.partition.number;
-            for change in &decoded.changes {
-                choice.add(number, &change.key, place(change.offset.0), Some(&change.op));
-            }
-            for reject in &decoded.rejects {
-                let at = place(reject.offset.0);
-                if reject.rule == Rule::UnknownSchema {
-                    choice.keep_unknown(number, at);
-                    continue;
-                }
-                // What counts for no column at all counts for none.
-                for change in events.decode(&mut keys, &rows.slice(at - read, 1)).await?.changes {
-                    choice.add(number, &change.key, at, None);
+            let changes = decoded.changes.iter().map(|c| (place(c.offset.0), Ok(c)));
+            let rejects = decoded.rejects.iter().map(|r| (place(r.offset.0), Err(r)));
+            let mut said: Vec<_> = changes.chain(rejects).collect();
+            said.sort_by_key(|(at, _)| *at);
+            for (at, what) in said {
+                match what {
+                    Ok(change) => choice.add(number, &change.key, at, Some(&change.op)),
+                    Err(reject) if reject.rule == Rule::UnknownSchema => choice.keep_unknown(number, at),
+                    // What counts for no column at all counts for none.
+                    Err(_) => {
+                        for change in events.decode(&mut keys, &rows.slice(at - read, 1)).await?.changes {
+                            choice.add(number, &change.key, at, None);
+                        }
+                    }
                 }
             }
             read += rows.num_rows();

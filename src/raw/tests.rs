@@ -24,7 +24,7 @@ use super::files::{DataFile, longs, partitions};
 use super::merge::Merge;
 use super::*;
 use crate::config;
-use crate::decode::FixedSchemas;
+use crate::decode::{FixedSchemas, Op, RowType};
 use crate::source::MessageBatch;
 use crate::time::{Offset, Partition, Position};
 
@@ -409,6 +409,85 @@ async fn upkeep(table: &mut RawTable, random: &mut StdRng) -> Result<usize, Erro
     match done {
         Err(e) if e.is_passing() => Ok(0),
         other => other,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn days_are_merged_each_by_itself_and_read_in_the_order_of_offsets() {
+    let store = Faulty::default();
+    let mut table = store.open().await;
+    // Messages of each commit by their days; the second commit is of two.
+    let mut offset = 0;
+    for days in [vec![1, 1], vec![1, 2, 1], vec![1]] {
+        let mut batch = MessageBatch::new(Partition::new(source().topic, 0));
+        for day in days {
+            batch.push(Offset(offset), day * 86_400_000, None, Some(b"garbage"));
+            offset += 1;
+        }
+        let mut events = events(&table);
+        events.push(&batch).await.unwrap();
+        table.append(&events.take()).await.unwrap();
+    }
+    assert_eq!(table.compact(3).await.unwrap(), 3);
+    let files = DataFile::all(&table.log.load().await.unwrap()).unwrap();
+    let files: Vec<_> = files.iter().map(|f| (f.day.as_deref().unwrap(), f.rows, f.commits)).collect();
+    assert_eq!(files, [("1970-01-02", 5, (1, 3)), ("1970-01-03", 1, (2, 2))]);
+    let offsets: Vec<i64> = all(&table).await.iter().map(|row| row.1).collect();
+    assert_eq!(offsets, [0, 1, 2, 3, 4, 5]);
+}
+
+/// An event that a reader of some columns takes and a reader of others rejects may not decide for both.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_keeps_what_is_in_doubt() {
+    let contract = r#"{"type":"record","name":"I","fields":[{"name":"id","type":"int"},{"name":"a","type":["null","int"],"default":null},{"name":"b","type":["null","int"],"default":null}]}"#;
+    let source = config::Source { contract: contract.into(), ..source() };
+    let (store, beside) = (Faulty::default(), Faulty::default());
+    let mut table = store.open().await;
+    let good = |id: i64, a: i64| event(id, &[("a", "int32", json!(a)), ("b", "int32", json!(a))]);
+    // Its b is no int.
+    let doubtful = |id: i64, a: i64| event(id, &[("a", "int32", json!(a)), ("b", "int32", json!(i64::MAX))]);
+    let delete = |id: i64| {
+        let text = String::from_utf8(event(id, &[])).unwrap();
+        text.replace("\"before\":null,\"after\":{", "\"after\":null,\"before\":{")
+            .replace("\"op\":\"c\"", "\"op\":\"d\"")
+            .into_bytes()
+    };
+    let values = [
+        [good(1, 1), doubtful(1, 2)].to_vec(),
+        [good(2, 1), doubtful(2, 2), delete(2)].to_vec(),
+        [good(3, 1), good(3, 2), delete(3)].to_vec(),
+        [doubtful(4, 1), good(4, 2)].to_vec(),
+    ]
+    .concat();
+    let mut events = Events::new(&source, Arc::new(FixedSchemas::default()), &table);
+    let mut batch = MessageBatch::new(Partition::new(source.topic.clone(), 0));
+    for (n, value) in values.iter().enumerate() {
+        batch.push(Offset(n as i64), 0, None, Some(value));
+    }
+    events.push(&batch).await.unwrap();
+    table.append(&events.take()).await.unwrap();
+    let mut snapshot = Snapshot::with_log_store("memory:///", beside.log_store(), "shop", &table).await.unwrap();
+    let stats = snapshot.take(&table, &source, Arc::new(FixedSchemas::default())).await.unwrap();
+    assert_eq!(stats, SnapshotStats { read: 10, kept: 4 }, "both of 1, the delete of 2, the last of 4");
+    let whole = RowType::from_contract(&source).unwrap();
+    for read in [[true, false, false], [true, true, false], [true, true, true]] {
+        let row_type = Arc::new(whole.pruned(&read));
+        let mut rows = Vec::new();
+        for from in [None, Some(&snapshot)] {
+            let schemas = Arc::new(FixedSchemas::default());
+            let mut hydration = Hydration::open(&table, from, 0, &source, row_type.clone(), schemas).await.unwrap();
+            let mut now: BTreeMap<Box<[u8]>, Arc<[u8]>> = BTreeMap::new();
+            while let Some(decoded) = hydration.next().await.unwrap() {
+                for change in decoded.changes {
+                    match change.op {
+                        Op::Upsert { row, .. } => drop(now.insert(change.key, row)),
+                        _ => drop(now.remove(&change.key)),
+                    }
+                }
+            }
+            rows.push(now);
+        }
+        assert_eq!((rows[0].len(), &rows[0]), (2, &rows[1]), "{read:?}");
     }
 }
 
