@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! Kafka --> source --> decode --> dataflow (upsert, model) --> index --> serve
-//!                        |                                       |
-//!                        +--reject--> quarantine            embed (store)
+//!              |          |                                     |
+//!              |          +--reject--> quarantine          embed (store)
+//!              +--> raw
 //! ```
 //!
-//! Modules in the order in which data moves; each imports only what stands before it. `engine` composes them.
+//! Modules in the order in which data moves; each imports only what stands before it. `engine` composes them, `audit` checks
+//! what comes out.
 //! What a program or a test awaits of the whole comes as a boxed future: its body is compiled once, here, and not again in each of them.
 
 pub mod time;
@@ -30,6 +32,8 @@ pub mod serve;
 pub mod index;
 
 pub mod engine;
+
+pub mod audit;
 
 pub mod demo;
 

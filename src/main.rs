@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use freshet::config::{self, Config, Problem};
-use freshet::{bench, demo, embed, engine, logging};
+use freshet::{audit, bench, demo, embed, engine, logging};
 
 /// Rows are allocated on one thread and freed on another, which the system's allocator is slow at.
 #[global_allocator]
@@ -41,6 +41,15 @@ enum Command {
         #[arg(long)]
         model: Option<String>,
     },
+    /// Recomputes a dataflow's view from raw, in batch, and compares the index with it. Only reads; the service has to have ended.
+    ///
+    /// Prints counts and the first differences. Exit code 1 when there is any.
+    Audit {
+        folder: PathBuf,
+        /// Rows whose text is embedded once more, to compare the vectors.
+        #[arg(long, default_value_t = 200)]
+        sample: usize,
+    },
     /// Runs a broker, a registry, a shop that keeps changing its products, and the service, in one process.
     Demo(demo::Options),
     /// Says what this machine has: GPUs, the device that is taken and why, the model, and whether the peers answer.
@@ -73,6 +82,7 @@ fn main() -> ExitCode {
             Command::Run { folder } => run(&folder).await,
             Command::Check { folder } => check(&folder),
             Command::Explain { folder, model } => explain(&folder, model.as_deref()),
+            Command::Audit { folder, sample } => audit(&folder, sample).await,
             Command::Demo(options) => demo(options).await,
             Command::Doctor { folder } => doctor(&folder).await,
             Command::Bench { bench } => measure(bench).await,
@@ -171,6 +181,31 @@ fn explain(folder: &std::path::Path, model: Option<&str>) -> u8 {
 fn print_problems(config: &Config, problems: &[Problem]) {
     let file = config.folder.join("dataflow.toml");
     println!("{}", config::Errors { file, problems: problems.to_vec() });
+}
+
+async fn audit(folder: &std::path::Path, sample: usize) -> u8 {
+    let config = match load(folder) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    match audit::run(config, sample).await {
+        Ok(found) => {
+            let position = serde_json::to_string(&found.position).unwrap_or_default();
+            println!("view      {} rows, from raw at {position}", found.view_rows);
+            println!("index     {} rows", found.index_rows);
+            let audit::Audit { missing, orphans, stale, duplicates, .. } = found;
+            println!("rows      {missing} missing, {orphans} orphans, {stale} stale, {duplicates} duplicate keys");
+            let lowest = found.lowest_cosine.map_or(String::new(), |cosine| format!(", lowest cosine {cosine}"));
+            println!("vectors   {} embedded anew{lowest}", found.sampled);
+            found.differences.iter().for_each(|difference| println!("          {difference}"));
+            println!("{}", if found.is_clean() { "clean" } else { "NOT CLEAN" });
+            u8::from(!found.is_clean())
+        }
+        Err(e) => {
+            eprintln!("freshet: {e}");
+            3
+        }
+    }
 }
 
 async fn demo(options: demo::Options) -> u8 {

@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 pub use plan::{Plan, PlanError, Table, TestOutput};
 pub use stats::OperatorStatus;
+pub use upsert::patch;
 pub use worker::{Engine, Handle, Stopped};
 
 use crate::time::Epoch;

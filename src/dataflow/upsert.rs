@@ -80,7 +80,7 @@ impl Upsert {
 }
 
 /// The new row with the old row's values in the columns that the database did not send.
-fn patch(row_type: &RowType, new: &[u8], old: &[u8], columns: &[u16]) -> Row {
+pub fn patch(row_type: &RowType, new: &[u8], old: &[u8], columns: &[u16]) -> Row {
     let decode = |row: &[u8]| row_type.rows_to_columns([row]).expect("row bytes are of their own row type");
     let (mut patched, old) = (decode(new), decode(old));
     for column in columns {

@@ -229,7 +229,8 @@ pub(super) fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
-fn row_hash(row: &[u8]) -> [u8; 16] {
+/// What tells a row of the view from another one under its key: the first 16 bytes of the sha256 of its row format.
+pub fn row_hash(row: &[u8]) -> [u8; 16] {
     let mut first = [0; 16];
     first.copy_from_slice(&Sha256::digest(row)[..16]);
     first

@@ -5,12 +5,14 @@
 
 mod indexer;
 mod maintenance;
+mod reader;
 mod search;
 mod table;
 #[cfg(test)]
 mod tests;
 
-pub use indexer::{Applied, Indexer};
+pub use indexer::{Applied, Indexer, row_hash};
+pub use reader::{IndexReader, IndexRow};
 pub use search::IndexSearcher;
 pub use table::{Announced, Fingerprint, IndexTable};
 

@@ -84,7 +84,7 @@ impl IndexTable {
         check_type(&view_schema, text_column, &[DataType::Utf8], "what is embedded is text")?;
         let folder = Path::new(&config.uri);
         std::fs::create_dir_all(folder).map_err(|e| storage(e.to_string()))?;
-        let announcement = folder.join(format!("{name}.announced.json"));
+        let announcement = announcement(config, name);
         let mut announced = read_announcement(&announcement)?;
         let connection = lancedb::connect(&config.uri).execute().await.map_err(|e| storage(e.to_string()))?;
         let schema = table_schema(&view_schema, dimension);
@@ -249,7 +249,12 @@ async fn create(connection: &Connection, name: &str, schema: &SchemaRef) -> lanc
     connection.create_empty_table(name, schema.clone()).execute().await
 }
 
-fn read_announcement(path: &Path) -> Result<Option<Announced>, Error> {
+/// Where it is said how far the index `name` may be.
+pub(super) fn announcement(config: &config::Index, name: &str) -> PathBuf {
+    Path::new(&config.uri).join(format!("{name}.announced.json"))
+}
+
+pub(super) fn read_announcement(path: &Path) -> Result<Option<Announced>, Error> {
     let failed = |reason: String| Error::Announcement { path: path.into(), reason };
     match std::fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| failed(e.to_string())),

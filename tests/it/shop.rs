@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use freshet::config;
 use freshet::demo::{Shop, TOPICS};
 use freshet::source::embedded::{Broker, Producer, Registry};
+use freshet::{audit, config};
 use serde_json::json;
 
 use super::running::{Running, until};
@@ -86,4 +86,25 @@ async fn what_happens_in_the_table_is_what_is_found() {
         assert_eq!(item["row"]["description"], json!(product.description));
     }
     running.stop().await;
+
+    // An audit finds nothing, until somebody has been at the index.
+    let audit = async || audit::run(shipped(&broker, &registry, data.path()), 10).await.unwrap();
+    let found = audit().await;
+    assert!(found.is_clean(), "{found:?}");
+    assert_eq!((found.view_rows, found.index_rows), (28, 28));
+    assert!(found.sampled >= 9 && found.lowest_cosine.unwrap() > 0.9999, "{found:?}");
+    let index = data.path().join("index");
+    let table =
+        lancedb::connect(index.to_str().unwrap()).execute().await.unwrap().open_table("product").execute().await;
+    let table = table.unwrap();
+    table.delete("id = 8").await.unwrap();
+    table.update().only_if("id = 9").column("id", "900").execute().await.unwrap();
+    let vectors = format!("[{}]", vec!["0.05"; 384].join(", "));
+    table.update().only_if("id > 9").column("_vector", vectors).execute().await.unwrap();
+    let found = audit().await;
+    assert_eq!((found.missing, found.orphans, found.stale, found.duplicates), (2, 1, 0, 0), "{found:?}");
+    let told = found.differences.join("\n");
+    for part in ["key 8 is in the view", "key 9 is in the view", "key 900 is in the index", "the vector of the key"] {
+        assert!(told.contains(part), "{part} is not in {told}");
+    }
 }
