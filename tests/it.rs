@@ -11,6 +11,7 @@ mod it {
     mod folder;
     mod garbage;
     mod golden;
+    mod kill;
     mod landing;
     mod outages;
     mod printed;

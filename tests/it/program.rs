@@ -11,15 +11,15 @@ use super::connector::{TOPIC, Writer, envelope, event};
 use super::running::{Items, item_fields, row, until};
 
 /// A running `freshet run`. It is killed if a test ends before it does.
-struct Program {
+pub struct Program {
     child: Child,
     /// Where its API listens.
-    url: String,
+    pub url: String,
     log: Option<std::thread::JoinHandle<Vec<Value>>>,
 }
 
 impl Program {
-    fn start(items: &Items) -> Program {
+    pub fn start(items: &Items) -> Program {
         let mut child = Command::new(env!("CARGO_BIN_EXE_freshet"))
             .arg("run")
             .arg(items.folder.path())
@@ -47,18 +47,18 @@ impl Program {
         Program { child, url, log: Some(log) }
     }
 
-    async fn get(&self, path: &str) -> (u16, Value) {
+    pub async fn get(&self, path: &str) -> (u16, Value) {
         let answer = reqwest::get(format!("{}{path}", self.url)).await.unwrap();
         (answer.status().as_u16(), answer.json().await.unwrap())
     }
 
-    fn signal(&self, name: &str) {
+    pub fn signal(&self, name: &str) {
         let sent = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status().unwrap();
         assert!(sent.success());
     }
 
     /// Waits until it has ended; says its exit code and its log.
-    async fn ended(mut self) -> (Option<i32>, Vec<Value>) {
+    pub async fn ended(mut self) -> (Option<i32>, Vec<Value>) {
         let mut code = None;
         until("the end", async || {
             code = self.child.try_wait().unwrap().map(|status| status.code());

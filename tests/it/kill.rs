@@ -1,0 +1,127 @@
+//! The program, killed at moments of chance while changes come and searches go on, again and again. Then what lies on disk is looked at: raw has
+//! every offset once, an audit of the index finds nothing, and no text was embedded twice.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use freshet::decode::{FixedSchemas, RowType};
+use freshet::raw::{Hydration, RawTable};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde_json::{Value, json};
+
+use super::connector::{TOPIC, Writer, envelope, event};
+use super::program::Program;
+use super::running::{Items, item_fields, row, until};
+
+const KILLS: usize = 20;
+const KEYS: i64 = 40;
+const TEXTS: u32 = 120;
+
+/// Asks for something, and holds the answer's position against the furthest that any answer had.
+struct Reader {
+    client: reqwest::Client,
+    furthest: BTreeMap<String, i64>,
+    epoch: u64,
+    answers: usize,
+}
+
+impl Reader {
+    async fn search(&mut self, program: &Program) {
+        let body = json!({"vector": vec![0.05; 384], "k": 5}).to_string();
+        // Before the index is open there is no answer; a killed program gives none.
+        let Ok(answer) = self.client.post(format!("{}/v1/search", program.url)).body(body).send().await else { return };
+        if answer.status() != 200 {
+            return;
+        }
+        let Ok(answer) = answer.json::<Value>().await else { return };
+        let epoch = answer["epoch"].as_u64().unwrap();
+        assert!(epoch >= self.epoch, "epoch {epoch} after {}", self.epoch);
+        self.epoch = epoch;
+        let at = answer["position"][TOPIC].as_object().cloned().unwrap_or_default();
+        for (partition, before) in &self.furthest {
+            let now = at.get(partition).and_then(Value::as_i64);
+            assert!(now >= Some(*before), "partition {partition} went from {before} back to {now:?}");
+        }
+        self.furthest = at.into_iter().map(|(partition, next)| (partition, next.as_i64().unwrap())).collect();
+        self.answers += 1;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_at_any_moment_costs_nothing() {
+    let seed = rand::random::<u64>();
+    println!("seed {seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut items = Items::new("debezium").await;
+    let writer = Writer::new(&items.registry, &format!("{TOPIC}-value"), &envelope(&item_fields()));
+    let mut reader = Reader { client: reqwest::Client::new(), furthest: BTreeMap::new(), epoch: 0, answers: 0 };
+    let mut program = Program::start(&items);
+    for _ in 0..KILLS {
+        let until = Instant::now() + Duration::from_millis(rng.random_range(0..2500));
+        while Instant::now() < until {
+            for _ in 0..rng.random_range(1..6) {
+                let id = rng.random_range(1..=KEYS);
+                let text = format!("thing number {}", rng.random_range(0..TEXTS));
+                let value = event("u", Value::Null, row(id, &text, None, rng.random_range(0..9)));
+                items.connector.send(id, rng.random_bool(0.9).then(|| writer.message(value)));
+            }
+            items.connector.flush();
+            reader.search(&program).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        program.signal("KILL");
+        assert_eq!(program.ended().await.0, None, "it ended by itself before it was killed");
+        program = Program::start(&items);
+    }
+    let end = items.connector.end();
+    until("everything searchable", async || {
+        reader.search(&program).await;
+        end.iter().all(|(partition, next)| reader.furthest.get(&partition.to_string()) == Some(next))
+    })
+    .await;
+    assert!(reader.answers > KILLS, "{} answers", reader.answers);
+    program.signal("TERM");
+    assert_eq!(program.ended().await.0, Some(0));
+
+    let audit = Command::new(env!("CARGO_BIN_EXE_freshet"))
+        .arg("audit")
+        .arg(items.folder.path())
+        .env("BROKERS", items.broker.bootstrap_servers())
+        .env("REGISTRY", items.registry.url())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&audit.stdout).into_owned() + &String::from_utf8_lossy(&audit.stderr);
+    assert_eq!(audit.status.code(), Some(0), "{said}");
+    assert!(said.contains("0 missing, 0 orphans, 0 stale, 0 duplicate keys"), "{said}");
+
+    assert_eq!(offsets(&items).await, end.iter().map(|(p, next)| (*p, (0..*next).collect())).collect());
+
+    // A record is 16 bytes of hash, 384 numbers and a checksum; texts that came twice would have two.
+    let store = std::fs::read_dir(items.folder.path().join("data/embeddings")).unwrap().next().unwrap().unwrap().path();
+    let bytes = std::fs::read(store).unwrap();
+    let mut hashes: Vec<&[u8]> = bytes[16..].chunks(16 + 4 * 384 + 4).map(|record| &record[..16]).collect();
+    let records = hashes.len();
+    hashes.sort_unstable();
+    hashes.dedup();
+    assert_eq!(hashes.len(), records, "a text was embedded twice");
+    assert!((1..=TEXTS as usize).contains(&records), "{records} texts");
+}
+
+/// The offsets that raw holds, as they lie there.
+async fn offsets(items: &Items) -> BTreeMap<i32, Vec<i64>> {
+    let source = items.config().sources.remove(0);
+    let row_type = Arc::new(RowType::from_contract(&source).unwrap());
+    let folder = items.folder.path().join("data/raw/shop__item");
+    let table = RawTable::open(folder.to_str().unwrap(), &BTreeMap::new(), "items", &TOPIC.into()).await.unwrap();
+    let schemas = Arc::new(FixedSchemas(Default::default()));
+    let mut hydration = Hydration::open(&table, None, 0, &source, row_type, schemas).await.unwrap();
+    let mut offsets: BTreeMap<i32, Vec<i64>> = BTreeMap::new();
+    while let Some(decoded) = hydration.next().await.unwrap() {
+        assert_eq!(decoded.rejects.len(), 0);
+        offsets.entry(decoded.partition.number).or_default().extend(decoded.changes.iter().map(|c| c.offset.0));
+    }
+    offsets
+}
