@@ -52,6 +52,9 @@ pub enum Error {
     Plan(String),
 }
 
+/// Hears of every batch that is embedded for the index.
+pub type Progress = Arc<dyn Fn(BatchStats) + Send + Sync>;
+
 /// A running service.
 pub struct Service {
     address: SocketAddr,
@@ -102,21 +105,29 @@ impl Shared {
 }
 
 impl Service {
-    /// Starts everything. `progress` hears of every batch that is embedded for the index.
-    pub async fn start(config: Config, progress: Arc<dyn Fn(BatchStats) + Send + Sync>) -> Result<Service, Error> {
+    /// Starts everything.
+    pub fn start(config: Config, progress: Progress) -> BoxFuture<'static, Result<Service, Error>> {
         let embed = config.embed.clone();
         let load = async move {
             let loaded = tokio::task::spawn_blocking(move || Embedder::load(&embed)).await;
             Ok(Arc::new(loaded.map_err(|e| Error::Peer(e.to_string()))??) as Arc<dyn TextEmbedder>)
         };
-        Self::start_with(config, load, progress).await
+        Self::start_with(config, load.boxed(), progress)
     }
 
     /// The same with an embedder of the caller's; the API listens while it is made.
-    pub async fn start_with(
+    pub fn start_with(
         config: Config,
-        embedder: impl Future<Output = Result<Arc<dyn TextEmbedder>, Error>>,
-        progress: Arc<dyn Fn(BatchStats) + Send + Sync>,
+        embedder: BoxFuture<'static, Result<Arc<dyn TextEmbedder>, Error>>,
+        progress: Progress,
+    ) -> BoxFuture<'static, Result<Service, Error>> {
+        Self::begin(config, embedder, progress).boxed()
+    }
+
+    async fn begin(
+        config: Config,
+        embedder: BoxFuture<'static, Result<Arc<dyn TextEmbedder>, Error>>,
+        progress: Progress,
     ) -> Result<Service, Error> {
         let status = Arc::new(Status::new(Arc::new(Metrics::new())));
         let state = Arc::new(ServeState::new(config.serve.clone(), status.clone()));
@@ -224,15 +235,18 @@ impl Service {
     }
 
     /// Reads nothing more, brings what was read into the index, answers what was asked, and ends.
-    pub async fn stop(self) {
-        self.stop.store(true, Ordering::SeqCst);
-        self.shared.changed.notify_all();
-        let threads = self.threads;
-        let joined = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|t| drop(t.join())));
-        if joined.await.is_err() {
-            tracing::warn!("a stage did not end in order");
-        }
-        self.server.stop(STOP_GRACE).await;
+    pub fn stop(self) -> BoxFuture<'static, ()> {
+        let end = async move {
+            self.stop.store(true, Ordering::SeqCst);
+            self.shared.changed.notify_all();
+            let threads = self.threads;
+            let joined = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|t| drop(t.join())));
+            if joined.await.is_err() {
+                tracing::warn!("a stage did not end in order");
+            }
+            self.server.stop(STOP_GRACE).await;
+        };
+        end.boxed()
     }
 }
 

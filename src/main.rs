@@ -156,7 +156,7 @@ fn explain(folder: &std::path::Path, model: Option<&str>) -> u8 {
                 eprintln!(
                     "freshet: there is no model {}; there are {}",
                     model.unwrap_or_default(),
-                    plan.names().join(", ")
+                    plan.models().join(", ")
                 );
                 2
             }

@@ -10,6 +10,7 @@ mod it {
     mod flattened;
     mod folder;
     mod garbage;
+    mod golden;
     mod outages;
     mod printed;
     mod program;

@@ -36,7 +36,7 @@ pub struct Options {
 }
 
 /// The view's rows by key, both in row format.
-type View = HashMap<Box<[u8]>, Row>;
+pub(super) type View = HashMap<Box<[u8]>, Row>;
 
 pub(super) async fn run(options: &Options) -> Result<Report, Error> {
     let scratch = Scratch::new("ingest")?;
@@ -79,7 +79,7 @@ pub(super) async fn run(options: &Options) -> Result<Report, Error> {
 }
 
 /// Runs everything through a dataflow of its own: the view that an index would hold, and the events that were applied.
-fn ingest(recording: &Recording, repeats: u32, workers: usize) -> Result<(View, usize), Error> {
+pub(super) fn ingest(recording: &Recording, repeats: u32, workers: usize) -> Result<(View, usize), Error> {
     let engine = &recording.config.engine;
     let handle = dataflow::Engine::start(recording.plan.clone(), recording.row_types.clone(), workers)?;
     let (send, receive) = sync_channel(engine.decoded_max_batches);
@@ -151,7 +151,7 @@ fn maintain(
 }
 
 /// The model's SQL in batch over the latest rows.
-async fn expected(recording: &Recording) -> Result<View, Error> {
+pub(super) async fn expected(recording: &Recording) -> Result<View, Error> {
     let batch = recording.plan.batch_view(plain::tables(recording)?).await?;
     let schema = batch.schema();
     let key = schema.index_of(&recording.config.index.key)?;
@@ -163,7 +163,7 @@ async fn expected(recording: &Recording) -> Result<View, Error> {
     Ok((0..batch.num_rows()).map(|n| (keys.row(n).data().into(), rows.row(n).data().into())).collect())
 }
 
-fn difference(view: &View, expected: &View) -> String {
+pub(super) fn difference(view: &View, expected: &View) -> String {
     let missing = expected.keys().filter(|k| !view.contains_key(*k)).count();
     let orphans = view.keys().filter(|k| !expected.contains_key(*k)).count();
     let others = view.iter().filter(|(k, row)| expected.get(*k).is_some_and(|e| e != *row)).count();

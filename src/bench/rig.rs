@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -52,7 +53,7 @@ impl Rig {
         let config = demo::product_dataflow(scratch.path(), &brokers, &registry.url(), listen)?;
         let shop = Shop::new(seed, products, Producer::new(&brokers)?, &registry)?;
         let embedder = embedder(&config)?;
-        let service = Service::start_with(config.clone(), async { Ok(embedder) }, Arc::new(|_| ())).await?;
+        let service = Service::start_with(config.clone(), async { Ok(embedder) }.boxed(), Arc::new(|_| ())).await?;
         let read: Arc<dyn Fn() -> Position + Send + Sync> = Arc::new(service.read_position());
         let client = Client::new(&service)?;
         let shop = Arc::new(Mutex::new(shop));

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use arrow::array::{ArrayRef, Decimal128Array, Int32Array, Int64Array, RecordBatch, StringArray};
 use arrow_row::{RowConverter, SortField};
 
-use super::report::{peak_mib, reset_peak, resident_mib, rounded};
-use super::{Error, Report, Sample};
+use super::report::{peak_mib, reset_peak, rounded};
+use super::{Error, Report, Sample, product_view};
 use crate::config::{Envelope, Format, Line, Materialized, Model, Source};
 use crate::dataflow::{self, EpochOutput, Plan, Table};
 use crate::decode::{Decoder, FixedSchemas, RowType, SchemaStore};
@@ -22,9 +22,10 @@ use crate::time::{Epoch, Offset, Partition};
 const MARK_EVENTS_PER_SECOND: f64 = 450_000.0;
 const MARK_MIB: u64 = 1_500;
 /// The cost of one change may grow this much from the smallest to the largest table.
-const MARK_FLAT: f64 = 1.5;
+pub(super) const MARK_FLAT: f64 = 1.5;
 const CATEGORIES: i64 = 1_000;
 const BATCH: usize = 4_096;
+const PRODUCT_VIEW: &str = "product_view";
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
@@ -73,33 +74,39 @@ pub(super) async fn run(options: &Options) -> Result<Report, Error> {
     report.figure("changes", options.changes);
     let chosen: Vec<_> =
         QUERIES.iter().filter(|(name, ..)| options.only.as_deref().is_none_or(|o| o == *name)).collect();
-    if chosen.is_empty() {
-        let names: Vec<&str> = QUERIES.iter().map(|(name, ..)| *name).collect();
+    let with_view = options.only.as_deref().is_none_or(|only| only == PRODUCT_VIEW);
+    if chosen.is_empty() && !with_view {
+        let names: Vec<&str> = QUERIES.iter().map(|(name, ..)| *name).chain([PRODUCT_VIEW]).collect();
         return Err(format!("there is no query of that name; there are {}", names.join(", ")).into());
     }
     for (name, singles, sql) in chosen {
+        let mut best = 0.0_f64;
         for workers in [1, 2] {
             let turn = turn(options, sql, options.rows, options.changes, workers).await?;
             eprintln!(
                 "{name}, {workers} workers: load {:.0} events/s, changes {:.0} events/s, {} MiB",
-                turn.load, turn.changes, turn.grown_mib
+                turn.load, turn.changes, turn.peak_mib
             );
             report.check(turn.right, format!("{name} with {workers} workers is not what the batch computes"));
             report.figure(format!("{name}_workers_{workers}_load_events_per_second"), rounded(turn.load));
             report.figure(format!("{name}_workers_{workers}_change_events_per_second"), rounded(turn.changes));
-            report.figure(format!("{name}_workers_{workers}_grown_mib"), turn.grown_mib);
-            if *name == "join_group" && workers == 1 {
-                report.figure("mark_events_per_second", MARK_EVENTS_PER_SECOND);
-                report.figure("mark_events_per_second_met", turn.changes.max(turn.load) >= MARK_EVENTS_PER_SECOND);
-            }
+            report.figure(format!("{name}_workers_{workers}_peak_rss_mib"), turn.peak_mib);
+            best = best.max(turn.load.max(turn.changes));
             if *name == "join" && workers == 1 {
-                report.figure("mark_grown_mib", MARK_MIB);
-                report.figure("mark_grown_mib_met", turn.grown_mib <= MARK_MIB);
+                report.figure("mark_peak_rss_mib", MARK_MIB);
+                report.figure("mark_peak_rss_mib_met", turn.peak_mib <= MARK_MIB);
             }
+        }
+        if *name == "join_group" {
+            report.figure("mark_events_per_second", MARK_EVENTS_PER_SECOND);
+            report.figure("mark_events_per_second_met", best >= MARK_EVENTS_PER_SECOND);
         }
         if *singles {
             one_change(options, name, sql, &mut report).await?;
         }
+    }
+    if with_view {
+        product_view::run(options, &mut report).await?;
     }
     Ok(report)
 }
@@ -139,19 +146,19 @@ async fn one_change(options: &Options, name: &str, sql: &str, report: &mut Repor
 struct Turn {
     load: f64,
     changes: f64,
-    grown_mib: u64,
+    /// Of the whole process: what the benchmark itself holds, and what an earlier query left behind, is in it.
+    peak_mib: u64,
     right: bool,
 }
 
 async fn turn(options: &Options, sql: &str, rows: u32, changes: u32, workers: usize) -> Result<Turn, Error> {
     reset_peak();
-    let before = resident_mib().unwrap_or(0);
     let mut run = Run::start(options, sql, rows, workers)?;
     let load = run.load()?;
     let changed = run.change(changes as usize)?;
-    let grown_mib = peak_mib().unwrap_or(0).saturating_sub(before);
+    let peak_mib = peak_mib().unwrap_or(0);
     let right = run.check().await?;
-    Ok(Turn { load, changes: changed, grown_mib, right })
+    Ok(Turn { load, changes: changed, peak_mib, right })
 }
 
 /// A dataflow and the shop that feeds it.

@@ -165,8 +165,8 @@ fn read(cx: &Context<'_>, table: Table) -> Config {
         key: s.text("key", None),
         text: s.text("text", None),
         commit_max_keys: s.size("commit_max_keys", 1_000, 1..=100_000),
-        ann_min_rows: s.size("ann_min_rows", 50_000, 256..=1_000_000_000),
-        ann_max_unindexed: s.share("ann_max_unindexed", 0.1),
+        ann_min_rows: s.size("ann_min_rows", 10_000, 256..=1_000_000_000),
+        ann_max_unindexed: s.share("ann_max_unindexed", 0.05),
         compact_min_fragments: s.size("compact_min_fragments", 20, 2..=10_000),
         versions_max_age_s: s.number("versions_max_age_s", 600, 60..=31_536_000),
     };

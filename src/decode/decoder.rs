@@ -486,14 +486,27 @@ fn read_key_json<'a>(
             let row = plan.read_json(schema, object, of, "");
             row.misfit.map_or(Ok(Some(row.cells)), Err)
         }
-        (KeyPlan::Single(node), payload) => {
-            let column = &of.columns[of.key_columns()[0]];
-            let writer = writer_type(schema, *node, column)?;
-            let raw = json::read(schema, *node, payload).map_err(|e| bad(Rule::Value, e))?;
-            Ok(Some(vec![convert(raw, &writer, &column.ty).map_err(|e| bad(Rule::Value, e))?]))
-        }
+        (KeyPlan::Single(node), payload) => bare_key_json(*node, schema, payload, of).map(Some),
+        // Without a schema part the contract says what a bare value is.
+        (KeyPlan::Record(plan), payload) if !payload.is_array() && !payload.is_null() => match plan.single() {
+            Some(node) => bare_key_json(node, schema, payload, of).map(Some),
+            None => Ok(None),
+        },
         _ => Ok(None),
     }
+}
+
+/// A key of one column that comes without a record around it.
+fn bare_key_json<'a>(
+    node: NodeId,
+    schema: &Schema,
+    payload: &'a serde_json::Value,
+    of: &RowType,
+) -> Result<Vec<Cell<'a>>, Bad> {
+    let column = &of.columns[of.key_columns()[0]];
+    let writer = writer_type(schema, node, column)?;
+    let raw = json::read(schema, node, payload).map_err(|e| bad(Rule::Value, e))?;
+    Ok(vec![convert(raw, &writer, &column.ty).map_err(|e| bad(Rule::Value, e))?])
 }
 
 /// Splits Connect's `{"schema", "payload"}`; what is not that is its own payload.

@@ -127,6 +127,12 @@ impl RowPlan {
         Ok(RowPlan { fields, missing, wanted })
     }
 
+    /// The field that this plan takes, if it is the only one.
+    pub fn single(&self) -> Option<NodeId> {
+        let mut taken = self.fields.iter().filter(|f| f.take.is_some());
+        taken.next().filter(|_| self.wanted.len() == 1).map(|field| field.node)
+    }
+
     pub fn read_avro<'a>(
         &self,
         schema: &Schema,

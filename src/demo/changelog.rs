@@ -129,8 +129,10 @@ impl Changelog {
             Some(writer) if self.evolved => (writer, true),
             _ => (&channel.value, false),
         };
+        let last = self.lsn;
         self.lsn += 56;
-        let ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64);
+        let us = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64);
+        let long = |value| optional(Some(Value::Long(value)));
         let snapshot = match seen {
             Seen::InSnapshot => "true",
             Seen::LastOfSnapshot => "last",
@@ -140,20 +142,30 @@ impl Changelog {
             ("version", text("3.5.0.Final")),
             ("connector", text("postgresql")),
             ("name", text("shop")),
-            ("ts_ms", Value::Long(ms)),
-            ("snapshot", text(snapshot)),
+            ("ts_ms", Value::Long(us / 1000)),
+            ("snapshot", Value::Union(0, Box::new(text(snapshot)))),
             ("db", text("shop")),
+            ("sequence", optional(Some(text(&format!("[\"{last}\",\"{}\"]", self.lsn))))),
+            ("ts_us", long(us)),
+            ("ts_ns", long(us * 1000)),
             ("schema", text("public")),
             ("table", text(R::TABLE.name())),
-            ("lsn", Value::Long(self.lsn)),
+            ("txId", long(self.lsn / 56)),
+            ("lsn", long(self.lsn)),
+            ("xmin", optional(None)),
+            ("origin", optional(None)),
+            ("origin_lsn", optional(None)),
         ];
         let row = |row: Option<&R>| optional(row.map(|row| record(row.fields(evolved))));
         let value = record(vec![
             ("before", row(before)),
             ("after", row(after)),
             ("source", record(source)),
+            ("transaction", optional(None)),
             ("op", text(op)),
-            ("ts_ms", Value::Long(ms)),
+            ("ts_ms", long(us / 1000)),
+            ("ts_us", long(us)),
+            ("ts_ns", long(us * 1000)),
         ]);
         let value = writer.message(value)?;
         self.send(R::TABLE, id, Some(&value))
@@ -213,26 +225,37 @@ fn record(fields: Vec<(&str, Value)>) -> Value {
     Value::Record(fields.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
 }
 
-/// Debezium's envelope around a row.
+/// The envelope that Debezium 3.5's PostgreSQL connector puts around a row.
 fn envelope(topic: &str, row: serde_json::Value) -> serde_json::Value {
+    let required = |name: &str, of: &str| json!({"name": name, "type": of});
+    let optional = |name: &str, of: serde_json::Value| json!({"name": name, "type": ["null", of], "default": null});
+    let snapshot = json!({
+        "type": "string", "connect.name": "io.debezium.data.Enum", "connect.version": 1, "connect.default": "false",
+        "connect.parameters": {"allowed": "true,first,first_in_data_collection,last_in_data_collection,last,false,incremental"},
+    });
+    let source = json!({
+        "type": "record", "name": "Source", "namespace": "io.debezium.connector.postgresql",
+        "connect.name": "io.debezium.connector.postgresql.Source", "connect.version": 1,
+        "fields": [
+            required("version", "string"), required("connector", "string"), required("name", "string"),
+            required("ts_ms", "long"), {"name": "snapshot", "type": [snapshot, "null"], "default": "false"},
+            required("db", "string"), optional("sequence", "string".into()), optional("ts_us", "long".into()),
+            optional("ts_ns", "long".into()), required("schema", "string"), required("table", "string"),
+            optional("txId", "long".into()), optional("lsn", "long".into()), optional("xmin", "long".into()),
+            optional("origin", "string".into()), optional("origin_lsn", "long".into()),
+        ],
+    });
+    let transaction = json!({
+        "type": "record", "name": "block", "namespace": "event", "connect.name": "event.block", "connect.version": 1,
+        "fields": [required("id", "string"), required("total_order", "long"), required("data_collection_order", "long")],
+    });
     json!({
         "type": "record", "name": "Envelope", "namespace": topic,
         "connect.name": format!("{topic}.Envelope"), "connect.version": 2,
         "fields": [
-            {"name": "before", "type": ["null", row], "default": null},
-            {"name": "after", "type": ["null", "Value"], "default": null},
-            {"name": "source", "type": {
-                "type": "record", "name": "Source", "namespace": "io.debezium.connector.postgresql",
-                "connect.name": "io.debezium.connector.postgresql.Source",
-                "fields": [
-                    {"name": "version", "type": "string"}, {"name": "connector", "type": "string"},
-                    {"name": "name", "type": "string"}, {"name": "ts_ms", "type": "long"},
-                    {"name": "snapshot", "type": "string"}, {"name": "db", "type": "string"},
-                    {"name": "schema", "type": "string"}, {"name": "table", "type": "string"},
-                    {"name": "lsn", "type": "long"}
-                ]}},
-            {"name": "op", "type": "string"},
-            {"name": "ts_ms", "type": "long"}
-        ]
+            optional("before", row), optional("after", "Value".into()), {"name": "source", "type": source},
+            optional("transaction", transaction), required("op", "string"), optional("ts_ms", "long".into()),
+            optional("ts_us", "long".into()), optional("ts_ns", "long".into()),
+        ],
     })
 }

@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
 use indicatif::{ProgressBar, ProgressStyle};
 
 pub use changelog::Error as ShopError;
@@ -105,15 +107,18 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// Runs the demo until it is told to stop.
-pub async fn run(options: Options) -> Outcome {
-    let own = std::env::temp_dir().join(format!("freshet-demo-{}", std::process::id()));
-    let data = options.data.clone().unwrap_or_else(|| own.clone());
-    let done = demo(&options, &data).await;
-    if options.data.is_none() {
-        // What the demo made for itself goes with it; a folder that cannot be removed is only untidy.
-        let _ = std::fs::remove_dir_all(&own);
-    }
-    done
+pub fn run(options: Options) -> LocalBoxFuture<'static, Outcome> {
+    let whole = async move {
+        let own = std::env::temp_dir().join(format!("freshet-demo-{}", std::process::id()));
+        let data = options.data.clone().unwrap_or_else(|| own.clone());
+        let done = demo(&options, &data).await;
+        if options.data.is_none() {
+            // What the demo made for itself goes with it; a folder that cannot be removed is only untidy.
+            let _ = std::fs::remove_dir_all(&own);
+        }
+        done
+    };
+    whole.boxed_local()
 }
 
 /// Errors of parts that have nothing in common but that the demo cannot go on.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::{Pending, Shared};
+use super::{Pending, Progress, Shared};
 use crate::dataflow::ViewChange;
 use crate::embed::BatchStats;
 use crate::index::Indexer;
@@ -31,7 +31,7 @@ pub(super) struct Indexing {
     pub shared: Arc<Shared>,
     pub commit_max_keys: usize,
     pub pending_max_keys: usize,
-    pub progress: Arc<dyn Fn(BatchStats) + Send + Sync>,
+    pub progress: Progress,
 }
 
 impl Indexing {
@@ -96,7 +96,7 @@ impl Indexing {
                 })
             };
             let Some(taken) = taken else {
-                if idle_since.elapsed() > Duration::from_secs(5) && self.maintain(runtime, false)? {
+                if idle_since.elapsed() > Duration::from_secs(5) && self.maintain(runtime, true)? {
                     idle_since = Instant::now();
                 }
                 self.live_if_caught_up();
@@ -177,8 +177,8 @@ impl Indexing {
         Ok(())
     }
 
-    fn maintain(&mut self, runtime: &tokio::runtime::Handle, force: bool) -> Result<bool, String> {
-        let did = runtime.block_on(self.indexer.maintain(force)).map_err(|e| e.to_string())?;
+    fn maintain(&mut self, runtime: &tokio::runtime::Handle, idle: bool) -> Result<bool, String> {
+        let did = runtime.block_on(self.indexer.maintain(idle)).map_err(|e| e.to_string())?;
         if did {
             runtime.block_on(self.indexer.publish(None)).map_err(|e| e.to_string())?;
         }

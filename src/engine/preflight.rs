@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
+
 use crate::config::{self, Config, DataTest, Problem, TestKind};
 use crate::dataflow::{Plan, PlanError, Table};
 use crate::decode::{RegistryClient, RowType, SchemaStore};
@@ -70,8 +73,11 @@ pub fn ask_broker(config: &Config) -> Result<String, String> {
 }
 
 /// Whether the registry answers. An id that nobody registers is as good a question as any.
-pub async fn ask_registry(config: &Config) -> Result<String, String> {
-    let client = RegistryClient::new(&config.registry).map_err(|e| e.to_string())?;
-    client.get(i32::MAX as u32).await.map_err(|e| e.to_string())?;
-    Ok(config.registry.url.clone().unwrap_or_default())
+pub fn ask_registry(config: &Config) -> BoxFuture<'_, Result<String, String>> {
+    let ask = async {
+        let client = RegistryClient::new(&config.registry).map_err(|e| e.to_string())?;
+        client.get(i32::MAX as u32).await.map_err(|e| e.to_string())?;
+        Ok(config.registry.url.clone().unwrap_or_default())
+    };
+    ask.boxed()
 }

@@ -86,8 +86,8 @@ impl Indexer {
         self.table.publish(reached).await
     }
 
-    pub async fn maintain(&mut self, force: bool) -> Result<bool, Error> {
-        self.table.maintain(force).await
+    pub async fn maintain(&mut self, idle: bool) -> Result<bool, Error> {
+        self.table.maintain(idle).await
     }
 
     /// Brings changes into the table, in one commit.

@@ -4,6 +4,7 @@
 //! is searched is a snapshot, and every answer names its position and epoch.
 
 mod indexer;
+mod maintenance;
 mod search;
 mod table;
 #[cfg(test)]

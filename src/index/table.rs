@@ -1,4 +1,4 @@
-//! The table on disk: opened or begun, written in commits, kept small.
+//! The table on disk: opened or begun, and written in commits.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -10,10 +10,8 @@ use arrow::array::{Array, FixedSizeBinaryArray, RecordBatch, RecordBatchIterator
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow_row::{RowConverter, SortField};
 use futures::TryStreamExt;
-use lancedb::index::vector::IvfFlatIndexBuilder;
 use lancedb::query::{ExecutableQuery, QueryBase, Select};
-use lancedb::table::{CompactionOptions, OptimizeAction};
-use lancedb::{Connection, DistanceType, Table};
+use lancedb::{Connection, Table};
 
 use super::Error;
 use crate::config;
@@ -22,9 +20,6 @@ use crate::time::{Epoch, Position};
 pub(super) const VECTOR: &str = "_vector";
 pub(super) const ROW_HASH: &str = "_row_hash";
 pub(super) const TEXT_HASH: &str = "_text_hash";
-
-/// Commits between two looks at the table's statistics.
-const MAINTAIN_EVERY: u64 = 16;
 
 /// Hashes of what the index holds under a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +44,8 @@ pub(super) struct Snapshot {
 }
 
 pub struct IndexTable {
-    config: config::Index,
-    table: Table,
+    pub(super) config: config::Index,
+    pub(super) table: Table,
     pub(super) schema: SchemaRef,
     pub(super) view_schema: SchemaRef,
     pub(super) key_column: usize,
@@ -59,7 +54,9 @@ pub struct IndexTable {
     announced: Option<Announced>,
     model_id: String,
     snapshot: Arc<RwLock<Arc<Snapshot>>>,
-    commits: u64,
+    pub(super) commits: u64,
+    /// How many of the commits were followed by maintenance.
+    pub(super) maintained: u64,
 }
 
 impl IndexTable {
@@ -135,6 +132,7 @@ impl IndexTable {
             model_id: model_id.into(),
             snapshot: Arc::new(RwLock::new(Arc::new(first))),
             commits: 0,
+            maintained: 0,
         })
     }
 
@@ -226,56 +224,6 @@ impl IndexTable {
 
     pub async fn count(&self) -> Result<usize, Error> {
         self.table.count_rows(None).await.map_err(|e| self.storage(e))
-    }
-
-    /// Keeps the table small and its ANN index current, by its statistics. Says whether it did something.
-    pub async fn maintain(&mut self, force: bool) -> Result<bool, Error> {
-        if !force && !self.commits.is_multiple_of(MAINTAIN_EVERY) {
-            return Ok(false);
-        }
-        let mut did = false;
-        let stats = self.table.stats().await.map_err(|e| self.storage(e))?;
-        if stats.fragment_stats.num_small_fragments >= self.config.compact_min_fragments {
-            let compact = OptimizeAction::Compact { options: CompactionOptions::default(), remap_options: None };
-            self.table.optimize(compact).await.map_err(|e| self.storage(e))?;
-            let older_than = lancedb::table::Duration::seconds(
-                i64::try_from(self.config.versions_max_age_s).unwrap_or(i64::MAX / 1000),
-            );
-            let prune = OptimizeAction::Prune {
-                older_than: Some(older_than),
-                delete_unverified: None,
-                error_if_tagged_old_versions: None,
-            };
-            self.table.optimize(prune).await.map_err(|e| self.storage(e))?;
-            did = true;
-        }
-        if stats.num_rows >= self.config.ann_min_rows {
-            let indices = self.table.list_indices().await.map_err(|e| self.storage(e))?;
-            match indices.iter().find(|i| i.columns.iter().any(|c| c == VECTOR)) {
-                None => {
-                    // Flat within its partitions: exact distances, and no training beyond the centroids.
-                    let builder = IvfFlatIndexBuilder::default().distance_type(DistanceType::Cosine);
-                    self.table
-                        .create_index(&[VECTOR], lancedb::index::Index::IvfFlat(builder))
-                        .execute()
-                        .await
-                        .map_err(|e| self.storage(e))?;
-                    did = true;
-                }
-                Some(index) => {
-                    let stats = self.table.index_stats(&index.name).await.map_err(|e| self.storage(e))?;
-                    if let Some(stats) = stats
-                        && stats.num_unindexed_rows as f64
-                            > self.config.ann_max_unindexed * (stats.num_indexed_rows + stats.num_unindexed_rows) as f64
-                    {
-                        let action = OptimizeAction::Index(Default::default());
-                        self.table.optimize(action).await.map_err(|e| self.storage(e))?;
-                        did = true;
-                    }
-                }
-            }
-        }
-        Ok(did)
     }
 }
 

@@ -6,10 +6,11 @@ use arrow::array::{ArrayRef, Int64Array, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow_row::{RowConverter, SortField};
 
+use super::maintenance::{PARTS_MAX, UNINDEXED_ROWS};
 use super::*;
 use crate::config;
 use crate::dataflow::ViewChange;
-use crate::embed::{Embedder, EmbeddingStore};
+use crate::embed::{self, BatchStats, Embedder, EmbeddingStore, ModelId, TextEmbedder, TextHash};
 use crate::serve::{Search, SearchError, Searcher};
 use crate::time::{Epoch, Offset, Partition, Position};
 
@@ -35,13 +36,17 @@ fn change(id: i64, row: Option<(&str, i64)>) -> ViewChange {
     ViewChange { key: bytes, row }
 }
 
-async fn open(folder: &std::path::Path, embedder: &Arc<Embedder>) -> (Indexer, IndexSearcher) {
+async fn open(
+    folder: &std::path::Path,
+    embedder: Arc<dyn TextEmbedder>,
+    ann_min_rows: usize,
+) -> (Indexer, IndexSearcher) {
     let config = config::Index {
         uri: folder.join("index").to_string_lossy().into_owned(),
         key: "id".into(),
         text: "text".into(),
         commit_max_keys: 100,
-        ann_min_rows: 1_000_000,
+        ann_min_rows,
         ann_max_unindexed: 0.1,
         compact_min_fragments: 2,
         versions_max_age_s: 60,
@@ -61,7 +66,7 @@ async fn rows_are_found_changed_and_removed_and_outlive_a_restart() {
     let search =
         |filter: Option<&str>| Search { vector: vector.clone(), k: 10, filter: filter.map(Into::into), columns: None };
     {
-        let (mut indexer, searcher) = open(folder.path(), &embedder).await;
+        let (mut indexer, searcher) = open(folder.path(), embedder.clone(), 1_000_000).await;
         let changes = [
             change(1, Some(("two-person tent", 10))),
             change(2, Some(("steel saucepan", 20))),
@@ -97,11 +102,87 @@ async fn rows_are_found_changed_and_removed_and_outlive_a_restart() {
         let similar = searcher.similar("1", 5).await.unwrap();
         assert_eq!(similar.hits.iter().map(|h| h.key.clone()).collect::<Vec<_>>(), [2]);
     }
-    let (mut indexer, searcher) = open(folder.path(), &embedder).await;
+    let (mut indexer, searcher) = open(folder.path(), embedder.clone(), 1_000_000).await;
     assert_eq!((indexer.len(), indexer.table().announced().unwrap().position.clone()), (2, position.clone()));
     assert_eq!(searcher.search(search(None)).await.unwrap().position, Arc::new(position));
     let applied = indexer.apply(&[change(1, Some(("two-person tent", 11)))], &mut |_| ()).await.unwrap();
     assert_eq!((applied.unchanged, applied.upserted), (1, 0));
     let view = [change(1, None).key].into_iter().collect();
     assert_eq!(indexer.orphans(&view), [change(2, None)]);
+}
+
+/// Vectors drawn from a text's hash: far from each other, and the same for the same text.
+struct Drawn(ModelId);
+
+impl Drawn {
+    const DIMENSION: usize = 16;
+
+    fn draw(&self, text: &str) -> Vec<f32> {
+        let bytes = TextHash::of(&self.0, text).0;
+        let numbers: Vec<f32> = bytes.iter().map(|b| f32::from(*b) - 127.5).collect();
+        let length = numbers.iter().map(|n| n * n).sum::<f32>().sqrt();
+        numbers.iter().map(|n| n / length).collect()
+    }
+}
+
+impl TextEmbedder for Drawn {
+    fn model_id(&self) -> &ModelId {
+        &self.0
+    }
+
+    fn dimension(&self) -> usize {
+        Self::DIMENSION
+    }
+
+    fn embed(&self, texts: &[&str], _: &mut dyn FnMut(BatchStats)) -> Result<Vec<Vec<f32>>, embed::Error> {
+        Ok(texts.iter().map(|text| self.draw(text)).collect())
+    }
+
+    fn embed_query(&self, text: &str) -> Result<Vec<f32>, embed::Error> {
+        Ok(self.draw(text))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ann_index_follows_the_rows_and_hides_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let embedder = Arc::new(Drawn(ModelId("drawn".into())));
+    let (mut indexer, searcher) = open(folder.path(), embedder.clone(), 1_000).await;
+    // Of each key, the version of its text; none is gone.
+    let mut versions: Vec<Option<usize>> = Vec::new();
+    let text = |id: usize, version: usize| format!("the text {version} of {id}");
+    let mut most_parts = 0;
+    for round in 0..7 {
+        // Rows come, and of those that are there each eleventh changes its text and each thirteenth goes.
+        let mut changes = Vec::new();
+        for (id, version) in versions.iter_mut().enumerate().filter(|(_, version)| version.is_some()) {
+            if id % 11 == round {
+                *version = Some(round);
+                changes.push(change(id as i64, Some((&text(id, round), round as i64))));
+            } else if id % 13 == round {
+                *version = None;
+                changes.push(change(id as i64, None));
+            }
+        }
+        for id in versions.len()..versions.len() + 2 * UNINDEXED_ROWS {
+            versions.push(Some(round));
+            changes.push(change(id as i64, Some((&text(id, round), round as i64))));
+        }
+        indexer.apply(&changes, &mut |_| ()).await.unwrap();
+        assert!(!indexer.maintain(false).await.unwrap(), "a single commit is not worth a look while there is work");
+        assert!(indexer.maintain(true).await.unwrap(), "there is something to do when there is no work");
+        assert!(!indexer.maintain(true).await.unwrap(), "and then nothing more");
+        indexer.publish(None).await.unwrap();
+        let ann = indexer.table().ann().await.unwrap().expect("there are rows enough");
+        assert!(ann.num_unindexed_rows <= UNINDEXED_ROWS, "{ann:?}");
+        most_parts = most_parts.max(ann.num_indices.unwrap());
+        for (id, version) in versions.iter().enumerate().step_by(37) {
+            let vector: Arc<[f32]> = embedder.draw(&text(id, version.unwrap_or(0))).into();
+            let hits = searcher.search(Search { vector, k: 1, filter: None, columns: None }).await.unwrap().hits;
+            assert_eq!(hits[0].key == id, version.is_some(), "{id} in round {round}: {:?}", hits[0]);
+        }
+    }
+    assert_eq!(indexer.len(), versions.iter().flatten().count());
+    assert_eq!(indexer.table().count().await.unwrap(), indexer.len());
+    assert!((2..=PARTS_MAX as u32 + 1).contains(&most_parts), "{most_parts} parts");
 }

@@ -107,6 +107,26 @@ fn the_shipped_dataflow_is_right_and_its_plan_is_printed() {
 }
 
 #[test]
+fn each_model_is_explained_also_one_that_is_a_part_of_others() {
+    for (model, of_it) in [("product_search", "current_price"), ("stg_price", "shop__price"), ("stg_category", "three")]
+    {
+        let explained = freshet(&["explain", "--model", model], &shipped());
+        let said = text(&explained.stdout);
+        assert_eq!(explained.status.code(), Some(0), "{said}{}", text(&explained.stderr));
+        for part in ["TableScan", of_it, "operators", "source", model] {
+            assert!(said.contains(part), "{part} is not in {said}");
+        }
+    }
+    let none = freshet(&["explain", "--model", "stg_prize"], &shipped());
+    assert_eq!(none.status.code(), Some(2));
+    let said = text(&none.stderr);
+    assert!(said.contains("no model stg_prize") && !said.contains("test "), "{said}");
+    for model in ["stg_brand", "stg_category", "stg_price", "stg_product", "stg_review", "product_search"] {
+        assert!(said.contains(model), "{model} is not in {said}");
+    }
+}
+
+#[test]
 fn usage_is_worth_reading_and_its_mistakes_are_code_2() {
     let program = || Command::new(env!("CARGO_BIN_EXE_freshet"));
     let help = program().arg("--help").output().unwrap();

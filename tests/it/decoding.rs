@@ -154,7 +154,8 @@ fn an_empty_text_is_a_key_like_any_other() {
             let decoded = block_on(decoder.decode(&batch("t", &events))).unwrap();
             assert_eq!(decoded.rejects.first().map(|r| &r.reason), None, "{format}");
             let keys = row_type.key_converter().unwrap();
-            let keys = keys.convert_rows(decoded.changes.iter().map(|c| keys.parser().parse(&c.key))).unwrap();
+            let parser = keys.parser();
+            let keys = keys.convert_rows(decoded.changes.iter().map(|c| parser.parse(&c.key))).unwrap();
             assert_eq!(keys[0].as_string::<i32>().iter().collect::<Vec<_>>(), [Some(""); 2], "{format}");
         }
     }

@@ -9,6 +9,7 @@ use freshet::config::Config;
 use freshet::embed::{self, BatchStats, ModelId, TextEmbedder};
 use freshet::engine::Service;
 use freshet::source::embedded::{Broker, Registry};
+use futures::FutureExt;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Map, Value, json};
@@ -102,7 +103,7 @@ impl Running {
 
     pub async fn start_with_stand_in(config: Config) -> Running {
         let stand_in: Arc<dyn TextEmbedder> = Arc::new(StandIn(ModelId("stand-in".into())));
-        let service = Service::start_with(config, async { Ok(stand_in) }, Arc::new(|_| ())).await.unwrap();
+        let service = Service::start_with(config, async { Ok(stand_in) }.boxed(), Arc::new(|_| ())).await.unwrap();
         Running { service, client: reqwest::Client::new() }
     }
 

@@ -45,7 +45,10 @@ async fn what_happens_in_the_table_is_what_is_found() {
 
     // A text that changed is found by its meaning; a price that changed embeds nothing; what was deleted is gone.
     shop.edit(3, None, Some("A singing teapot for astronauts.".into()), None).unwrap();
-    until("the teapot", async || nearest(&running, "teapot for astronauts").await == 3).await;
+    let teapot =
+        async || running.get("/v1/items/3").await.1["row"]["description"] == "A singing teapot for astronauts.";
+    until("the teapot", teapot).await;
+    assert_eq!(nearest(&running, "teapot for astronauts").await, 3);
     let asked = m.embeds_asked.get();
     shop.edit(4, None, None, Some(12_345)).unwrap();
     until("the price", async || running.get("/v1/items/4").await.1["row"]["list_price"].as_f64() == Some(123.45)).await;
@@ -56,7 +59,9 @@ async fn what_happens_in_the_table_is_what_is_found() {
     // A new column arrives with a schema of its own.
     shop.add_column();
     shop.edit(6, Some("A kite shaped like a whale".into()), None, None).unwrap();
-    until("the whale", async || nearest(&running, "whale-shaped kite").await == 6).await;
+    until("the whale", async || running.get("/v1/items/6").await.1["row"]["name"] == "A kite shaped like a whale")
+        .await;
+    assert_eq!(nearest(&running, "whale-shaped kite").await, 6);
     assert_eq!(m.quarantine_open.get(), 0);
 
     // A restart embeds nothing of what the index holds, and goes on.

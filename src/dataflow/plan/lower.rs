@@ -388,7 +388,8 @@ impl Lowering<'_> {
         let ([left_key], [right_key], None) =
             (sides.left_key.as_slice(), sides.right_key.as_slice(), sides.filter.as_ref())
         else {
-            return refuse("not in", "NOT IN with a correlated subquery whose columns can be null; write NOT EXISTS");
+            let reason = "NOT IN, where columns can be null, with a correlated subquery or a constant on its left; write NOT EXISTS";
+            return refuse("not in", reason);
         };
         let absent = || Emit::Absent { before: Row::from([]), after: Row::from([]) };
         let schema = self.graph.schema(sides.left).clone();

@@ -272,12 +272,18 @@ impl Plan {
         read
     }
 
-    /// The optimised plan of each step and the operators that maintain it, inputs first; of one step alone, if it is named. `None` if there
-    /// is no such step.
+    /// The optimised plan of each step and the operators that maintain it, inputs first; of one step alone, if it is named. A model that
+    /// stands as a part in others is shown as it would be on its own. `None` if there is no such step.
     pub fn explain(&self, step: Option<&str>) -> Option<String> {
         let shown: Vec<&Shown> = self.shown.iter().filter(|s| step.is_none_or(|name| s.name == name)).collect();
         if shown.is_empty() {
-            return None;
+            let part = step.filter(|name| self.steps.iter().any(|s| s.name() == *name))?;
+            let kept: Vec<SchemaRef> = self.tables.iter().map(|t| t.columns.clone()).collect();
+            let own = match alone(|| Self::build(self.steps.clone(), part, &self.tables, &kept, None)) {
+                Ok(plan) => plan.explain(step)?,
+                Err(e) => format!("{e}\n"),
+            };
+            return Some(format!("-- {part} is a part of the models that refer to it; on its own it would be:\n{own}"));
         }
         let mut out = String::new();
         for shown in &shown {
@@ -296,9 +302,13 @@ impl Plan {
         Some(out)
     }
 
-    /// The names of the steps that have operators of their own.
-    pub fn names(&self) -> Vec<&str> {
-        self.shown.iter().map(|s| s.name.as_str()).collect()
+    /// The names of the models.
+    pub fn models(&self) -> Vec<&str> {
+        let names = self.steps.iter().filter_map(|step| match &step.from {
+            From::Model(model) => Some(model.name.as_str()),
+            From::Test(_) | From::Gate(_) => None,
+        });
+        names.collect()
     }
 
     /// The view computed from scratch over whole tables, by DataFusion's own execution: what the maintained one must equal.

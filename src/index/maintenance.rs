@@ -1,0 +1,89 @@
+//! Maintenance keeps the table in few fragments and its ANN index over nearly all rows, by the table's own statistics.
+//!
+//! The invariant: it changes how rows are found, never which: what a search does not find in the ANN index it compares one by one.
+
+use lancedb::DistanceType;
+use lancedb::index::vector::IvfFlatIndexBuilder;
+use lancedb::index::{Index, IndexStatistics};
+use lancedb::table::{CompactionOptions, Duration, OptimizeAction, OptimizeOptions};
+
+use super::table::VECTOR;
+use super::{Error, IndexTable};
+
+/// Commits between two looks at the statistics while there is work.
+const EVERY: u64 = 16;
+/// Rows that a partition of the ANN index should have. A search looks into a number of partitions: the smaller they are, the less it compares.
+const PARTITION_ROWS: u32 = 512;
+/// Parts of the ANN index, each of rows that came later, before they become one.
+pub(super) const PARTS_MAX: usize = 4;
+/// Rows outside of the ANN index that cost a search next to nothing.
+pub(super) const UNINDEXED_ROWS: usize = 500;
+
+impl IndexTable {
+    /// Looks at the statistics, now and then while there is work and always when there is none, and does what they ask for. Says whether it
+    /// did something.
+    pub async fn maintain(&mut self, idle: bool) -> Result<bool, Error> {
+        let commits = self.commits - self.maintained;
+        if commits == 0 || (!idle && commits < EVERY) {
+            return Ok(false);
+        }
+        self.maintained = self.commits;
+        let stats = self.table.stats().await.map_err(|e| self.storage(e))?;
+        let mut did = false;
+        if stats.fragment_stats.num_small_fragments >= self.config.compact_min_fragments {
+            self.compact().await?;
+            did = true;
+        }
+        if stats.num_rows >= self.config.ann_min_rows {
+            did |= match self.ann().await? {
+                None => self.make_ann().await?,
+                Some(ann) => self.extend_ann(&ann, idle).await?,
+            };
+        }
+        Ok(did)
+    }
+
+    /// Brings small fragments together, and removes versions that no search reads any more.
+    async fn compact(&self) -> Result<(), Error> {
+        let compact = OptimizeAction::Compact { options: CompactionOptions::default(), remap_options: None };
+        self.table.optimize(compact).await.map_err(|e| self.storage(e))?;
+        let age = i64::try_from(self.config.versions_max_age_s).unwrap_or(i64::MAX / 1000);
+        let prune = OptimizeAction::Prune {
+            older_than: Some(Duration::seconds(age)),
+            delete_unverified: None,
+            error_if_tagged_old_versions: None,
+        };
+        self.table.optimize(prune).await.map_err(|e| self.storage(e))?;
+        Ok(())
+    }
+
+    /// The statistics of the ANN index, if there is one.
+    pub(super) async fn ann(&self) -> Result<Option<IndexStatistics>, Error> {
+        let indices = self.table.list_indices().await.map_err(|e| self.storage(e))?;
+        match indices.iter().find(|i| i.columns.iter().any(|c| c == VECTOR)) {
+            Some(index) => self.table.index_stats(&index.name).await.map_err(|e| self.storage(e)),
+            None => Ok(None),
+        }
+    }
+
+    /// Flat within its partitions: exact distances, and no training beyond the centroids.
+    async fn make_ann(&self) -> Result<bool, Error> {
+        let builder =
+            IvfFlatIndexBuilder::default().distance_type(DistanceType::Cosine).target_partition_size(PARTITION_ROWS);
+        let made = self.table.create_index(&[VECTOR], Index::IvfFlat(builder)).execute();
+        made.await.map_err(|e| self.storage(e)).map(|()| true)
+    }
+
+    /// A search compares every row that the index does not cover, and looks into each of the index's parts.
+    async fn extend_ann(&self, ann: &IndexStatistics, idle: bool) -> Result<bool, Error> {
+        let rows = ann.num_indexed_rows + ann.num_unindexed_rows;
+        let share = if idle { 0.0 } else { self.config.ann_max_unindexed };
+        if ann.num_unindexed_rows <= UNINDEXED_ROWS.max((share * rows as f64) as usize) {
+            return Ok(false);
+        }
+        let parts = ann.num_indices.unwrap_or(0) as usize;
+        let options = OptimizeOptions::new().num_indices_to_merge((parts >= PARTS_MAX).then_some(parts));
+        self.table.optimize(OptimizeAction::Index(options)).await.map_err(|e| self.storage(e))?;
+        Ok(true)
+    }
+}
