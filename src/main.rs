@@ -101,6 +101,14 @@ fn load(folder: &std::path::Path) -> Result<Config, u8> {
 }
 
 async fn run(folder: &std::path::Path) -> u8 {
+    let ended = match engine::stop_signal() {
+        Ok(ended) => ended,
+        Err(e) => {
+            eprintln!("freshet: signals cannot be listened to: {e}");
+            return 3;
+        }
+    };
+    tokio::pin!(ended);
     let config = match load(folder) {
         Ok(config) => config,
         Err(code) => return code,
@@ -109,7 +117,11 @@ async fn run(folder: &std::path::Path) -> u8 {
         print_problems(&config, &problems);
         return 2;
     }
-    let service = match engine::Service::start(config, Arc::new(|_| ())).await {
+    let started = tokio::select! {
+        () = &mut ended => return 0,
+        started = engine::Service::start(config, Arc::new(|_| ())) => started,
+    };
+    let service = match started {
         Ok(service) => service,
         Err(e) => {
             eprintln!("freshet: {e}");
@@ -117,8 +129,6 @@ async fn run(folder: &std::path::Path) -> u8 {
         }
     };
     let mut looked = tokio::time::interval(std::time::Duration::from_millis(200));
-    let ended = engine::stop_signal();
-    tokio::pin!(ended);
     loop {
         tokio::select! {
             () = &mut ended => break,

@@ -275,7 +275,7 @@ impl Decoder {
             None | Some(serde_json::Value::Null) => None,
             Some(value) => {
                 let (part, payload) = schema_and_payload(value);
-                if is_json_service(payload) {
+                if part.is_none() && is_json_service(self.source.envelope, payload) {
                     to.counts.skipped += 1;
                     return Ok(());
                 }

@@ -274,12 +274,14 @@ impl ValuePlan {
     }
 }
 
-/// Without a schema part a heartbeat is known by having nothing but its time.
-pub(crate) fn is_json_service(value: &Value) -> bool {
+/// Whether JSON that came without a schema is no change of a row: a heartbeat has nothing but its time, and neither the end of a transaction
+/// nor a schema change has an operation. A flattened row may have columns of any name.
+pub(crate) fn is_json_service(envelope: Envelope, value: &Value) -> bool {
     value.as_object().is_some_and(|o| {
-        (o.len() == 1 && o.contains_key("ts_ms"))
-            || (o.contains_key("status") && o.contains_key("event_count"))
-            || o.contains_key("ddl")
+        let known = |names: &[&str]| names.iter().all(|name| o.contains_key(*name));
+        envelope == Envelope::Debezium
+            && !o.contains_key("op")
+            && ((o.len() == 1 && known(&["ts_ms"])) || known(&["status", "event_count"]) || known(&["ddl"]))
     })
 }
 

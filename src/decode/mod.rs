@@ -48,7 +48,7 @@ pub struct Change {
     /// The key columns in row format; empty for [`Op::Truncate`].
     pub key: Box<[u8]>,
     pub op: Op,
-    /// When the source committed it, in milliseconds since 1970; 0 when unknown or from a snapshot.
+    /// When the source committed it, in milliseconds since 1970; 0 when unknown, from a snapshot, or read again.
     pub commit_ms: i64,
     pub origin: Origin,
 }

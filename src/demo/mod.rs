@@ -148,6 +148,8 @@ pub fn product_dataflow(
 }
 
 async fn demo(options: &Options, data: &Path) -> Outcome {
+    let ended = stop_signal()?;
+    tokio::pin!(ended);
     let broker = Broker::start(&TOPICS)?;
     let registry = Registry::start().await?;
     let (brokers, url) = (broker.bootstrap_servers(), registry.url());
@@ -176,7 +178,10 @@ async fn demo(options: &Options, data: &Path) -> Outcome {
         heard.1.fetch_add(batch.tokens as u64, Ordering::Relaxed);
         heard.2.inc(batch.texts as u64);
     };
-    let service = Service::start(config, Arc::new(progress)).await?;
+    let service = tokio::select! {
+        () = &mut ended => return Ok(()),
+        service = Service::start(config, Arc::new(progress)) => service?,
+    };
     let address = service.address();
     let shop_address = SocketAddr::new(address.ip(), address.port().wrapping_add(1));
     let shop_server = tokio::net::TcpListener::bind(shop_address)
@@ -200,8 +205,6 @@ async fn demo(options: &Options, data: &Path) -> Outcome {
     let trader =
         std::thread::Builder::new().name("shop".into()).spawn(move || trading.run(&trading_live, &trading_wrote))?;
 
-    let ended = stop_signal();
-    tokio::pin!(ended);
     let started = Instant::now();
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     let (mut last, mut searchable) = (0, false);

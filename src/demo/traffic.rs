@@ -12,6 +12,8 @@ use super::shop::{Entry, Renamed, Shop, rounded};
 
 /// Prices of one product in one currency that are kept.
 const PRICES_KEPT: usize = 4;
+/// Products up to this one are changed by hand alone.
+const LEFT_ALONE: i64 = 1;
 const STATUSES: &[&str] = &["active", "active", "preorder", "sold_out", "discontinued"];
 
 impl Shop {
@@ -62,9 +64,10 @@ impl Shop {
         self.rename_brand(id, if is_usual { also } else { usual })
     }
 
+    /// Any product but the first ones, which are left to whoever tries the shop.
     fn some_product(&mut self) -> Option<i64> {
-        let from = self.rng.random_range(0..self.next_product);
-        let found = self.products.range(from..).next().or_else(|| self.products.iter().next());
+        let from = self.rng.random_range(0..self.next_product).max(LEFT_ALONE + 1);
+        let found = self.products.range(from..).next().or_else(|| self.products.range(LEFT_ALONE + 1..).next());
         found.map(|(id, _)| *id)
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::reading::{Reading, Trouble};
 use crate::config;
-use crate::decode::{Counts, Decoded, SchemaStore};
+use crate::decode::{Decoded, SchemaStore};
 use crate::raw::{Error, Hydration, Landing, Observer, RawTable, Snapshot};
 use crate::serve::{State, Status};
 use crate::source::{MessageBatch, Watermarks};
@@ -79,22 +79,16 @@ impl Reading {
             let Some(mut hydration) = self.retry(|| Ok(runtime.block_on(open())?))? else { return Ok(None) };
             let mut changes = 0;
             while let Some(next) = self.retry(|| Ok(runtime.block_on(hydration.next())?))? {
-                let Some(decoded) = next else { break };
+                let Some(mut decoded) = next else { break };
                 changes += decoded.changes.len();
+                // What has landed is history.
+                decoded.changes.iter_mut().for_each(|change| change.commit_ms = 0);
                 if !self.hand_on(decoded, send) {
                     return Ok(None);
                 }
             }
             if self.stop.load(Ordering::SeqCst) {
                 return Ok(None);
-            }
-            // What the last messages said may be in no row of a snapshot: they were deletes.
-            for (partition, end) in hydration.landed().iter() {
-                let (changes, rejects, counts) = (Vec::new(), Vec::new(), Counts::default());
-                let end_of_it = Decoded { source: n, partition: partition.clone(), end, changes, rejects, counts };
-                if !self.hand_on(end_of_it, send) {
-                    return Ok(None);
-                }
             }
             landed.join(hydration.landed());
             self.status.set_landed(hydration.landed());

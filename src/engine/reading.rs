@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use super::Shared;
 use crate::config::Config;
-use crate::decode::{Decoded, Decoder, RegistryClient, RowType, SchemaStore};
+use crate::decode::{Counts, Decoded, Decoder, RegistryClient, RowType, SchemaStore};
 use crate::raw::Landing;
 use crate::serve::{State, Status};
 use crate::source::kafka::KafkaSource;
-use crate::source::{self, Source};
+use crate::source::{self, Source, Watermarks};
 use crate::time::{Offset, Partition, Position};
 
 const POLL: Duration = Duration::from_millis(20);
@@ -46,19 +46,15 @@ impl Reading {
             decoders.push(Decoder::new(n, source, row_type.clone(), schemas.clone()).map_err(|e| e.to_string())?);
         }
         let mut source = KafkaSource::new(&self.config.kafka, &topics).map_err(|e| e.to_string())?;
-        let Some(target) = self.retry(|| self.target(&mut source))? else { return Ok(()) };
-        if targets.send(target).is_err() {
-            return Ok(());
-        }
         let Some(raw) = &self.config.raw else {
-            return self.follow(runtime, &mut source, &mut decoders, None, send);
+            return self.follow(runtime, &mut source, &mut decoders, None, (send, targets));
         };
         let Some(tables) = self.open_raw(runtime, raw)? else { return Ok(()) };
         let Some(landed) = self.hydrate(runtime, raw, &tables, &schemas, send)? else { return Ok(()) };
         let (name, sources, observer) = (&self.config.name, &self.config.sources, self.status.clone());
         let landing = Landing::start(raw, name, sources, tables, schemas, observer, runtime.clone());
         let landing = landing.map_err(|e| format!("the landing cannot be started: {e}"))?;
-        let read = self.follow(runtime, &mut source, &mut decoders, Some((&landed, &landing)), send);
+        let read = self.follow(runtime, &mut source, &mut decoders, Some((&landed, &landing)), (send, targets));
         // What was read is landed before the service ends; what could not be, Kafka still has.
         read.and(landing.stop().map_err(|e| e.to_string()))
     }
@@ -70,9 +66,11 @@ impl Reading {
         source: &mut KafkaSource,
         decoders: &mut [Decoder],
         raw: Option<(&Position, &Landing)>,
-        send: &SyncSender<Decoded>,
+        (send, targets): (&SyncSender<Decoded>, &SyncSender<Position>),
     ) -> Result<(), String> {
-        if self.retry(|| self.begin(source, raw.map(|(landed, _)| landed)))?.is_none() {
+        let landed = raw.map(|(landed, _)| landed);
+        let Some(Begin { mut start, target, old }) = self.retry(|| self.begin(source, landed))? else { return Ok(()) };
+        if targets.send(target).is_err() || !self.reached(&start, send) {
             return Ok(());
         }
         let mut next_lag = Instant::now();
@@ -80,6 +78,9 @@ impl Reading {
             if Instant::now() >= next_lag {
                 // Lag is worth a look, not a halt: a broker that does not answer is noticed by polling.
                 if let Ok(marks) = source.watermarks() {
+                    if self.join_added(source, &marks, &mut start)?.is_none() {
+                        break;
+                    }
                     let done = self.status.position();
                     self.status.set_lag(marks.into_iter().map(|(p, w)| {
                         let from = done.get(&p).unwrap_or(w.low).max(w.low);
@@ -104,7 +105,9 @@ impl Reading {
             let decoded = self.retry(|| {
                 runtime.block_on(decoder.decode(&batch)).map_err(|e| Trouble { passing: true, reason: e.to_string() })
             })?;
-            let Some(decoded) = decoded else { break };
+            let Some(mut decoded) = decoded else { break };
+            let old = old.get(&decoded.partition).unwrap_or_default();
+            decoded.changes.iter_mut().filter(|c| c.offset < old).for_each(|c| c.commit_ms = 0);
             metrics.count_events(&decoded.counts);
             decoded.rejects.iter().for_each(|r| metrics.count_reject(r.rule));
             if !self.hand_on(decoded, send) {
@@ -114,33 +117,61 @@ impl Reading {
         Ok(())
     }
 
-    /// How far the view has to come before the index may follow it.
-    fn target(&self, source: &mut KafkaSource) -> Result<Position, Trouble> {
-        let mut target = Position::default();
-        for (partition, marks) in source.watermarks()? {
-            target.advance(&partition, self.announced.get(&partition).unwrap_or_default().min(marks.high));
-        }
-        Ok(target)
-    }
-
-    /// Puts the source where raw ends, or at its first offset.
-    fn begin(&self, source: &mut KafkaSource, landed: Option<&Position>) -> Result<(), Trouble> {
-        let marks: BTreeMap<Partition, source::Watermarks> = source.watermarks()?.into_iter().collect();
+    /// Puts the source where raw ends, or at the first offsets that the topics still have.
+    fn begin(&self, source: &mut KafkaSource, landed: Option<&Position>) -> Result<Begin, Trouble> {
+        let marks: BTreeMap<Partition, Watermarks> = source.watermarks()?.into_iter().collect();
         if let (Some(landed), Some(raw)) = (landed, &self.config.raw) {
             self.follows_on(raw, landed, &marks)?;
-            return Ok(source.seek(landed)?);
+        } else {
+            self.status.set_state(State::Hydrating, "reading the topics from their first offset");
+            self.say_what_is_lost(&marks);
         }
-        self.status.set_state(State::Hydrating, "reading the topics from their first offset");
-        for (partition, marks) in &marks {
+        let begin = Begin::of(&marks, landed, &self.announced);
+        source.seek(&begin.start)?;
+        Ok(begin)
+    }
+
+    fn say_what_is_lost(&self, marks: &BTreeMap<Partition, Watermarks>) {
+        for (partition, Watermarks { low, high }) in marks {
             let announced = self.announced.get(partition).unwrap_or_default();
-            if announced > marks.high {
-                tracing::warn!(%partition, announced = announced.0, high = marks.high.0, "the topic ends before what the index has seen: it was made anew, and is read as new");
+            if announced > *high {
+                tracing::warn!(%partition, announced = announced.0, high = high.0, "the topic ends before what the index has seen: it was made anew, and is read as new");
             }
-            if marks.low > Offset(0) {
-                tracing::warn!(%partition, low = marks.low.0, "the topic no longer begins at its first offset; rows that only its lost part had are not known");
+            if *low > Offset(0) {
+                tracing::warn!(%partition, low = low.0, "the topic no longer begins at its first offset; rows that only its lost part had are not known");
             }
         }
-        Ok(source.seek(&Position::default())?)
+    }
+
+    /// Tells the driver where reading starts: of a partition whose records have all expired nothing else would ever come. Says whether the
+    /// driver still listens.
+    fn reached(&self, start: &Position, send: &SyncSender<Decoded>) -> bool {
+        let mut begun = start.iter().filter(|(_, next)| *next > Offset(0));
+        begun.all(|(partition, end)| {
+            let Some(source) = self.config.sources.iter().position(|s| s.topic == partition.topic) else { return true };
+            let (changes, rejects, counts) = (Vec::new(), Vec::new(), Counts::default());
+            self.hand_on(Decoded { source, partition: partition.clone(), end, changes, rejects, counts }, send)
+        })
+    }
+
+    /// Reads partitions too that a topic has gained, each from its first offset. `None` when the service is to stop.
+    fn join_added(
+        &self,
+        source: &mut KafkaSource,
+        marks: &[(Partition, Watermarks)],
+        known: &mut Position,
+    ) -> Result<Option<()>, String> {
+        let added: Vec<_> = marks.iter().filter(|(partition, _)| known.get(partition).is_none()).collect();
+        if added.is_empty() {
+            return Ok(Some(()));
+        }
+        for (partition, marks) in added {
+            tracing::info!(%partition, "the topic has gained this partition; it is read from its first offset");
+            known.advance(partition, marks.low);
+        }
+        let mut next = known.clone();
+        next.join(&self.shared.read.lock().expect("no holder of this lock panics"));
+        self.retry(|| source.seek(&next).map_err(Trouble::from))
     }
 
     /// Tries until it works; `None` when the service is to stop. Waiting is said once and over when it works again.
@@ -177,6 +208,30 @@ impl Reading {
     }
 }
 
+/// Where reading starts.
+#[derive(Default)]
+struct Begin {
+    /// Of every partition, also of those that are read from offset 0.
+    start: Position,
+    /// How far the view has to come before the index may follow it.
+    target: Position,
+    /// What lies before this is not fresh: the index knew it already, or is new and catches up with it.
+    old: Position,
+}
+
+impl Begin {
+    fn of(marks: &BTreeMap<Partition, Watermarks>, landed: Option<&Position>, announced: &Position) -> Begin {
+        let mut begin = Begin::default();
+        for (partition, Watermarks { low, high }) in marks {
+            let announced = announced.get(partition).map(|a| a.min(*high));
+            begin.start.advance(partition, landed.and_then(|l| l.get(partition)).unwrap_or(*low));
+            begin.target.advance(partition, announced.unwrap_or_default());
+            begin.old.advance(partition, announced.unwrap_or(*high));
+        }
+        begin
+    }
+}
+
 pub(super) struct Trouble {
     pub passing: bool,
     pub reason: String,
@@ -185,5 +240,45 @@ pub(super) struct Trouble {
 impl From<source::Error> for Trouble {
     fn from(e: source::Error) -> Trouble {
         Trouble { passing: e.is_passing(), reason: e.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn partition(number: i32) -> Partition {
+        Partition::new("t", number)
+    }
+
+    fn position(nexts: &[(i32, i64)]) -> Position {
+        nexts.iter().map(|(number, next)| (partition(*number), Offset(*next))).collect()
+    }
+
+    #[test]
+    fn a_start_can_always_come_to_where_the_index_was() {
+        let marks = [
+            // Everything has expired, some has, nothing has, the topic was made anew, and one that nobody has read yet.
+            (0, (100, 100), Some(100)),
+            (1, (50, 100), Some(70)),
+            (2, (0, 100), Some(30)),
+            (3, (0, 10), Some(60)),
+            (4, (0, 20), None),
+        ];
+        let at: BTreeMap<Partition, Watermarks> = marks
+            .iter()
+            .map(|(n, (low, high), _)| (partition(*n), Watermarks { low: Offset(*low), high: Offset(*high) }))
+            .collect();
+        let announced: Position =
+            marks.iter().filter_map(|(n, _, seen)| Some((partition(*n), Offset((*seen)?)))).collect();
+        let begin = Begin::of(&at, None, &announced);
+        assert_eq!(begin.start, position(&[(0, 100), (1, 50), (2, 0), (3, 0), (4, 0)]));
+        assert_eq!(begin.old, position(&[(0, 100), (1, 70), (2, 30), (3, 10), (4, 20)]), "a new index catches up");
+        let mut all_read = begin.start.clone();
+        // A partition between whose watermarks nothing lies yields nothing.
+        at.iter().filter(|(_, w)| w.low < w.high).for_each(|(p, w)| drop(all_read.advance(p, w.high)));
+        assert!(all_read.covers(&begin.target), "{all_read:?} does not cover {:?}", begin.target);
+        let landed = position(&[(0, 100), (1, 80)]);
+        assert_eq!(Begin::of(&at, Some(&landed), &announced).start.get(&partition(1)), Some(Offset(80)));
     }
 }

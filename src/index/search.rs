@@ -12,6 +12,9 @@ use arrow::json::writer::JsonArray;
 use datafusion::common::DFSchema;
 use datafusion::logical_expr::ExprSchemable;
 use datafusion::prelude::SessionContext;
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::keywords::Keyword;
+use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 use futures::TryStreamExt;
 use futures::future::BoxFuture;
 use lancedb::DistanceType;
@@ -25,6 +28,8 @@ use crate::serve::{Hit, Hits, Item, Search, SearchError, Searcher, Shape};
 
 /// Partitions of the ANN index that a search looks into; where there is none, all rows are compared.
 const PROBES: usize = 20;
+/// Most operators of a filter.
+const FILTER_MAX_OPERATORS: usize = 100;
 const DISTANCE: &str = "_distance";
 
 pub struct IndexSearcher {
@@ -54,6 +59,12 @@ impl IndexSearcher {
     }
 
     fn check_filter(&self, filter: &str) -> Result<(), SearchError> {
+        let operators = operators(filter)?;
+        if operators > FILTER_MAX_OPERATORS {
+            return Err(SearchError::BadFilter(format!(
+                "the filter has {operators} operators, and {FILTER_MAX_OPERATORS} are allowed; many values of one column go into one IN"
+            )));
+        }
         let (context, schema) = &self.filters;
         let bad = |e: datafusion::error::DataFusionError| {
             SearchError::BadFilter(e.strip_backtrace().lines().next().unwrap_or_default().to_string())
@@ -75,6 +86,20 @@ impl IndexSearcher {
                 .to_string(),
         };
         Ok(format!("`{}` = {literal}", self.key))
+    }
+
+    /// The nearest rows that pass a filter. What is wrong with one may show only when it meets rows (a division by zero) or the table's own
+    /// planner: it is the filter's fault if the same search goes well without it.
+    async fn filtered(&self, snapshot: &Snapshot, search: Search) -> Result<Vec<Hit>, SearchError> {
+        let Search { vector, k, filter, columns } = search;
+        let found = self.nearest(snapshot, &vector, k, filter.clone(), columns).await;
+        match (found, filter) {
+            (Err(SearchError::Internal(reason)), Some(_)) => {
+                self.nearest(snapshot, &vector, 1, None, None).await?;
+                Err(SearchError::BadFilter(cause(&reason)))
+            }
+            (found, _) => found,
+        }
     }
 
     async fn nearest(
@@ -127,7 +152,7 @@ impl Searcher for IndexSearcher {
                 self.check_filter(filter)?;
             }
             let snapshot = self.now();
-            let hits = self.nearest(&snapshot, &search.vector, search.k, search.filter, search.columns).await?;
+            let hits = self.filtered(&snapshot, search).await?;
             Ok(Hits { hits, epoch: snapshot.epoch, position: snapshot.position.clone() })
         })
     }
@@ -171,6 +196,34 @@ impl Searcher for IndexSearcher {
             Ok(Hits { hits, epoch: snapshot.epoch, position: snapshot.position.clone() })
         })
     }
+}
+
+/// What may nest in a filter: words and signs that are neither names, values nor commas. Counted before anything follows them down, since
+/// planners recurse, and take more than their share of time.
+fn operators(filter: &str) -> Result<usize, SearchError> {
+    let tokens = Tokenizer::new(&GenericDialect {}, filter).tokenize();
+    let tokens = tokens.map_err(|e| SearchError::BadFilter(e.to_string()))?;
+    let tokens: Vec<Token> = tokens.into_iter().filter(|token| !matches!(token, Token::Whitespace(_))).collect();
+    let nests = |n: usize| match &tokens[n] {
+        Token::Word(word) => word.keyword != Keyword::NoKeyword,
+        Token::Number(..) | Token::Comma | Token::SingleQuotedString(_) => false,
+        // What opens is counted, what closes is not.
+        Token::RParen | Token::RBracket | Token::RBrace => false,
+        // The sign of a number in a list.
+        Token::Minus | Token::Plus => {
+            let in_list = n > 0 && matches!(tokens[n - 1], Token::Comma | Token::LParen);
+            !(in_list && matches!(tokens.get(n + 1), Some(Token::Number(..))))
+        }
+        _ => true,
+    };
+    Ok((0..tokens.len()).filter(|n| nests(*n)).count())
+}
+
+/// The innermost cause of an error of LanceDB, without where in its code it happened.
+fn cause(reason: &str) -> String {
+    let first = reason.lines().next().unwrap_or_default();
+    let without_place = first.split(", rust/").next().unwrap_or(first).split(", /").next().unwrap_or(first);
+    without_place.trim_end_matches(|c: char| c == ',' || c.is_whitespace()).to_string()
 }
 
 fn internal(e: impl std::fmt::Display) -> SearchError {

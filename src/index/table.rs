@@ -97,13 +97,17 @@ impl IndexTable {
                 .iter()
                 .map(|f| (f.name(), f.data_type()))
                 .eq(schema.fields().iter().map(|f| (f.name(), f.data_type())));
-            match &announced {
-                Some(a) if a.model_id == model_id && same_columns => table,
-                _ => {
-                    tracing::warn!(
-                        table = name,
-                        "the index was made for another model or other columns; it is built anew"
-                    );
+            let rows = table.count_rows(None).await.map_err(|e| storage(e.to_string()))?;
+            let unlike = match &announced {
+                _ if !same_columns => Some("the view has other columns than the index"),
+                Some(a) if a.model_id != model_id => Some("the index was made for another model"),
+                None if rows > 0 => Some("the index has rows, and what says how far they go is missing"),
+                _ => None,
+            };
+            match unlike {
+                None => table,
+                Some(why) => {
+                    tracing::warn!(table = name, rows, why, "the index is built anew");
                     connection.drop_table(name, &[]).await.map_err(|e| storage(e.to_string()))?;
                     announced =
                         announced.map(|a| Announced { position: Position::default(), model_id: model_id.into(), ..a });

@@ -58,6 +58,50 @@ async fn open(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_filter_is_bounded_and_its_mistakes_are_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let embedder = Arc::new(Embedder::load(&crate::embed::tests::config()).unwrap());
+    let (mut indexer, searcher) = open(folder.path(), embedder.clone(), 1_000_000).await;
+    let changes = [change(1, Some(("two-person tent", 10))), change(2, Some(("steel saucepan", 20)))];
+    indexer.apply(&changes, &mut |_| ()).await.unwrap();
+    indexer.publish(Some((Epoch(1), &Position::default()))).await.unwrap();
+    let vector: Arc<[f32]> = embedder.embed(&["tent"], &mut |_| ()).unwrap().remove(0).into();
+    let search = |filter: &str| {
+        searcher.search(Search { vector: vector.clone(), k: 10, filter: Some(filter.into()), columns: None })
+    };
+    let listed = (-1000..1000).map(|n| n.to_string()).collect::<Vec<_>>().join(", ");
+    let nested = format!("{}id = 1{}", "not (".repeat(48), ")".repeat(48));
+    let terms = |n: usize| vec!["id = 1"; n].join(" or ");
+    for (filter, rows) in [
+        (format!("id in ({listed})"), 2),
+        (nested, 1),
+        (terms(50), 1),
+        (format!("id{} = 99", " + 1".repeat(98)), 1),
+        ("text like '%tent%' and price is not null".into(), 1),
+    ] {
+        assert_eq!(search(&filter).await.map(|hits| hits.hits.len()).map_err(|e| e.to_string()), Ok(rows), "{filter}");
+    }
+    for (filter, reason) in [
+        (terms(1000), "operators"),
+        (format!("id{} = 99", " + 1".repeat(500)), "operators"),
+        ("(".repeat(5000), "operators"),
+        ("id = 'abc'".into(), "abc"),
+        ("1/0 = 1".into(), "ivide by zero"),
+        ("id/0 = 1".into(), "ivide by zero"),
+        ("id in (select 1)".into(), "ubquer"),
+        ("id = (select 1)".into(), "ubquer"),
+        ("price".into(), "not a condition"),
+        ("colour = 1".into(), "colour"),
+        ("id = 'x".into(), "nterminated"),
+    ] {
+        match search(&filter).await {
+            Err(SearchError::BadFilter(said)) => assert!(said.contains(reason), "{filter}: {said}"),
+            other => panic!("{filter}: {:?}", other.map(|hits| hits.hits.len())),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rows_are_found_changed_and_removed_and_outlive_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let embedder = Arc::new(Embedder::load(&crate::embed::tests::config()).unwrap());

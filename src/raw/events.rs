@@ -175,7 +175,7 @@ impl Events {
     fn json(&mut self, place: &Place<'_>, value: &[u8]) -> Result<(), String> {
         let parsed: Value = serde_json::from_slice(value).map_err(|e| format!("this is not JSON: {e}"))?;
         let (part, payload) = schema_and_payload(&parsed);
-        if payload.is_null() || is_json_service(payload) {
+        if payload.is_null() || (part.is_none() && is_json_service(self.source.envelope, payload)) {
             self.building.push(place, None, Some(value), None);
             return Ok(());
         }

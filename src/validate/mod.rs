@@ -34,15 +34,21 @@ impl Quarantine {
         }
         let file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed)?;
         let mut held = HashSet::new();
-        for line in BufReader::new(file.try_clone().map_err(failed)?).lines() {
-            // A line that a crash cut off belongs to a message that is read again.
-            let Ok(entry) = serde_json::from_str::<Value>(&line.map_err(failed)?) else { continue };
-            if let (Some(topic), Some(partition), Some(offset)) =
-                (entry["topic"].as_str(), entry["partition"].as_i64(), entry["offset"].as_i64())
-            {
-                held.insert((topic.to_string(), partition as i32, offset));
+        let (mut lines, mut line, mut whole) = (BufReader::new(&file), Vec::new(), 0);
+        while lines.read_until(b'\n', &mut line).map_err(failed)? > 0 {
+            if line.ends_with(b"\n") {
+                whole += line.len() as u64;
+                if let Ok(entry) = serde_json::from_slice::<Value>(&line)
+                    && let (Some(topic), Some(partition), Some(offset)) =
+                        (entry["topic"].as_str(), entry["partition"].as_i64(), entry["offset"].as_i64())
+                {
+                    held.insert((topic.to_string(), partition as i32, offset));
+                }
             }
+            line.clear();
         }
+        // A line that a crash cut off belongs to a message that is read again.
+        file.set_len(whole).map_err(failed)?;
         Ok(Quarantine { path: path.into(), file, held })
     }
 
@@ -102,9 +108,11 @@ mod tests {
         let mut quarantine = Quarantine::open(&path).unwrap();
         assert_eq!(quarantine.add(&[reject(1), reject(2), reject(1)]).unwrap(), 2);
         drop(quarantine);
-        std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"topic\":\"t\"").unwrap();
+        std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"topic\":\"\xc3").unwrap();
         let mut quarantine = Quarantine::open(&path).unwrap();
-        assert_eq!((quarantine.len(), quarantine.add(&[reject(2)]).unwrap()), (2, 0));
+        assert_eq!((quarantine.len(), quarantine.add(&[reject(2), reject(3)]).unwrap()), (2, 1));
+        drop(quarantine);
+        assert_eq!(Quarantine::open(&path).unwrap().len(), 3, "what a crash cut off takes nothing else along");
         let first: Value =
             serde_json::from_str(std::fs::read_to_string(&path).unwrap().lines().next().unwrap()).unwrap();
         assert_eq!((&first["rule"], &first["value"], &first["schema_id"]), (&"body".into(), &"/wA=".into(), &3.into()));

@@ -98,6 +98,33 @@ fn what_carries_no_row_is_skipped() {
 }
 
 #[test]
+fn a_flattened_row_may_have_columns_that_service_records_have() {
+    let field = |name: &str| json!({"name": name, "type": ["null", "string"], "default": null});
+    let names = ["ddl", "status", "event_count", "ts_ms", "op"];
+    let fields: Vec<Value> = std::iter::once(json!({"name": "id", "type": "long"})).chain(names.map(field)).collect();
+    let contract = json!({"type": "record", "name": "r", "fields": fields});
+    let of = Of { topic: "t".into(), format: "json", envelope: "flattened", key: vec!["id"], contract };
+    let source = of.checked();
+    let row_type = Arc::new(RowType::from_contract(&source).unwrap());
+    let mut decoder = Decoder::new(0, &source, row_type, recorded_schemas()).unwrap();
+    let mut batch = MessageBatch::new(freshet::time::Partition::new("t", 0));
+    for (n, row) in [
+        json!({"id": 1, "ddl": "create table"}),
+        json!({"id": 2, "status": "END", "event_count": "3"}),
+        json!({"id": 3, "ts_ms": "1"}),
+        json!({"id": 4, "op": "x"}),
+    ]
+    .iter()
+    .enumerate()
+    {
+        batch.push(Offset(n as i64), 0, None, Some(row.to_string().as_bytes()));
+    }
+    let decoded = block_on(decoder.decode(&batch)).unwrap();
+    assert_eq!(decoded.rejects.first().map(|r| &r.reason), None);
+    assert_eq!((decoded.changes.len(), decoded.counts.skipped), (4, 0));
+}
+
+#[test]
 fn one_bad_message_harms_no_other() {
     let reader = reader("shop.production.review");
     let good = &reader.events()[..50];
