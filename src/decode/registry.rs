@@ -4,7 +4,7 @@
 //! also a 404 of some proxy on the way, is infrastructure: [`Error`], to be tried again.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -31,7 +31,8 @@ pub trait SchemaStore: Send + Sync {
 pub struct RegistryClient {
     url: String,
     settings: SrSettings,
-    known: Mutex<HashMap<u32, Arc<str>>>,
+    /// Held while the registry is asked: the decoder and the landing want the same schemas at the same time.
+    known: tokio::sync::Mutex<HashMap<u32, Arc<str>>>,
 }
 
 impl RegistryClient {
@@ -44,11 +45,12 @@ impl RegistryClient {
             builder.set_basic_authorization(username, config.password.as_deref());
         }
         let settings = builder.build().map_err(|e| failed(e.to_string()))?;
-        Ok(RegistryClient { settings, known: Mutex::default(), url })
+        Ok(RegistryClient { settings, known: tokio::sync::Mutex::default(), url })
     }
 
     async fn fetch(&self, id: u32) -> Result<Option<Arc<str>>, Error> {
-        if let Some(text) = self.known.lock().expect("no holder of this lock panics").get(&id) {
+        let mut known = self.known.lock().await;
+        if let Some(text) = known.get(&id) {
             return Ok(Some(text.clone()));
         }
         let text: Arc<str> = match get_schema_by_id(id, &self.settings).await {
@@ -66,7 +68,7 @@ impl RegistryClient {
                 return Err(Error { url: self.url.clone(), reason });
             }
         };
-        self.known.lock().expect("no holder of this lock panics").insert(id, text.clone());
+        known.insert(id, text.clone());
         Ok(Some(text))
     }
 }

@@ -276,7 +276,7 @@ mod tests {
         assert_eq!(begin.old, position(&[(0, 100), (1, 70), (2, 30), (3, 10), (4, 20)]), "a new index catches up");
         let mut all_read = begin.start.clone();
         // A partition between whose watermarks nothing lies yields nothing.
-        at.iter().filter(|(_, w)| w.low < w.high).for_each(|(p, w)| drop(all_read.advance(p, w.high)));
+        all_read.join(&at.iter().filter(|(_, w)| w.low < w.high).map(|(p, w)| (p.clone(), w.high)).collect());
         assert!(all_read.covers(&begin.target), "{all_read:?} does not cover {:?}", begin.target);
         let landed = position(&[(0, 100), (1, 80)]);
         assert_eq!(Begin::of(&at, Some(&landed), &announced).start.get(&partition(1)), Some(Offset(80)));

@@ -10,7 +10,8 @@ use arrow::datatypes::{DataType, SchemaRef};
 use arrow::json::WriterBuilder;
 use arrow::json::writer::JsonArray;
 use datafusion::common::DFSchema;
-use datafusion::logical_expr::ExprSchemable;
+use datafusion::common::tree_node::TreeNode;
+use datafusion::logical_expr::{Expr, ExprSchemable};
 use datafusion::prelude::SessionContext;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
@@ -28,8 +29,9 @@ use crate::serve::{Hit, Hits, Item, Search, SearchError, Searcher, Shape};
 
 /// Partitions of the ANN index that a search looks into; where there is none, all rows are compared.
 const PROBES: usize = 20;
-/// Most operators of a filter.
-const FILTER_MAX_OPERATORS: usize = 100;
+/// Most operators of a filter, and how deep its brackets may nest.
+const FILTER_MAX_OPERATORS: usize = 200;
+const FILTER_MAX_DEPTH: usize = 10;
 const DISTANCE: &str = "_distance";
 
 pub struct IndexSearcher {
@@ -59,17 +61,16 @@ impl IndexSearcher {
     }
 
     fn check_filter(&self, filter: &str) -> Result<(), SearchError> {
-        let operators = operators(filter)?;
-        if operators > FILTER_MAX_OPERATORS {
-            return Err(SearchError::BadFilter(format!(
-                "the filter has {operators} operators, and {FILTER_MAX_OPERATORS} are allowed; many values of one column go into one IN"
-            )));
-        }
+        bounded(filter)?;
         let (context, schema) = &self.filters;
         let bad = |e: datafusion::error::DataFusionError| {
             SearchError::BadFilter(e.strip_backtrace().lines().next().unwrap_or_default().to_string())
         };
         let expr = context.parse_sql_expr(filter, schema).map_err(bad)?;
+        let asks = |e: &Expr| matches!(e, Expr::Exists(_) | Expr::InSubquery(_) | Expr::ScalarSubquery(_));
+        if expr.exists(|e| Ok(asks(e))).map_err(bad)? {
+            return Err(SearchError::BadFilter("a filter is about one row: it can have no SELECT".into()));
+        }
         match expr.get_type(schema).map_err(bad)? {
             DataType::Boolean => Ok(()),
             other => Err(SearchError::BadFilter(format!("the filter is a {other}, not a condition"))),
@@ -96,7 +97,7 @@ impl IndexSearcher {
         match (found, filter) {
             (Err(SearchError::Internal(reason)), Some(_)) => {
                 self.nearest(snapshot, &vector, 1, None, None).await?;
-                Err(SearchError::BadFilter(cause(&reason)))
+                Err(SearchError::BadFilter(without_place(&reason)))
             }
             (found, _) => found,
         }
@@ -198,9 +199,9 @@ impl Searcher for IndexSearcher {
     }
 }
 
-/// What may nest in a filter: words and signs that are neither names, values nor commas. Counted before anything follows them down, since
-/// planners recurse, and take more than their share of time.
-fn operators(filter: &str) -> Result<usize, SearchError> {
+/// Refuses a filter that nests deeper, or has more operators, than those who plan it can bear: they recurse, and the parser's time doubles with
+/// each bracket around a mistake. Operators are the words and signs that are neither names, values nor commas.
+fn bounded(filter: &str) -> Result<(), SearchError> {
     let tokens = Tokenizer::new(&GenericDialect {}, filter).tokenize();
     let tokens = tokens.map_err(|e| SearchError::BadFilter(e.to_string()))?;
     let tokens: Vec<Token> = tokens.into_iter().filter(|token| !matches!(token, Token::Whitespace(_))).collect();
@@ -216,14 +217,31 @@ fn operators(filter: &str) -> Result<usize, SearchError> {
         }
         _ => true,
     };
-    Ok((0..tokens.len()).filter(|n| nests(*n)).count())
+    let operators = (0..tokens.len()).filter(|n| nests(*n)).count();
+    if operators > FILTER_MAX_OPERATORS {
+        return Err(SearchError::BadFilter(format!(
+            "the filter has {operators} operators, and {FILTER_MAX_OPERATORS} are allowed; many values of one column go into one IN"
+        )));
+    }
+    let mut depth = 0_usize;
+    for token in &tokens {
+        match token {
+            Token::LParen | Token::LBracket | Token::LBrace => depth += 1,
+            Token::RParen | Token::RBracket | Token::RBrace => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > FILTER_MAX_DEPTH {
+            return Err(SearchError::BadFilter(format!("the filter's brackets nest deeper than {FILTER_MAX_DEPTH}")));
+        }
+    }
+    Ok(())
 }
 
-/// The innermost cause of an error of LanceDB, without where in its code it happened.
-fn cause(reason: &str) -> String {
+/// An error of LanceDB without where in its code it happened.
+fn without_place(reason: &str) -> String {
     let first = reason.lines().next().unwrap_or_default();
-    let without_place = first.split(", rust/").next().unwrap_or(first).split(", /").next().unwrap_or(first);
-    without_place.trim_end_matches(|c: char| c == ',' || c.is_whitespace()).to_string()
+    let said = first.split(", rust/").next().unwrap_or(first).split(", /").next().unwrap_or(first);
+    said.trim_end_matches(|c: char| c == ',' || c.is_whitespace()).to_string()
 }
 
 fn internal(e: impl std::fmt::Display) -> SearchError {
