@@ -82,6 +82,8 @@ async fn a_kill_at_any_moment_costs_nothing() {
         end.iter().all(|(partition, next)| reader.furthest.get(&partition.to_string()) == Some(next))
     })
     .await;
+    // What was searchable before the last kill is so at once; that it has landed too is another matter.
+    until("live", async || program.get("/v1/status").await.1["state"] == "live").await;
     assert!(reader.answers > KILLS, "{} answers", reader.answers);
     program.signal("TERM");
     assert_eq!(program.ended().await.0, Some(0));
