@@ -21,6 +21,11 @@ struct Edge {
 
 impl Reading<'_> {
     pub fn finish(mut self, models: &BTreeMap<String, PathBuf>) -> Project {
+        if !self.settings.read {
+            let relations = self.nodes.values().flat_map(|node| &node.rendered.relations);
+            let sources: Vec<String> = relations.filter(|r| !models.contains_key(*r)).cloned().collect();
+            self.absent.extend(sources);
+        }
         self.refuse_disabled(models);
         self.refuse_tests_of_sources(models);
         let order = self.order();
@@ -184,7 +189,7 @@ impl Reading<'_> {
             // In a cycle, or with nothing that could be rendered: told already.
             [] => String::new(),
             // It is said in dataflow.toml, or cannot be known while one of them is not there.
-            _ if !self.settings.read || !self.absent.is_empty() => String::new(),
+            _ if !self.absent.is_empty() => String::new(),
             several => {
                 self.problem("view", format!("is missing, and no model refers to any of {}", several.join(", ")));
                 String::new()
