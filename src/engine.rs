@@ -30,7 +30,7 @@ use crate::time::{Epoch, Position};
 use crate::validate::Quarantine;
 use driving::Driving;
 use indexing::Indexing;
-pub use preflight::{ask_broker, ask_registry, plan};
+pub use preflight::{Checked, ask_broker, ask_registry, check, plan};
 use reading::Reading;
 
 const STOP_GRACE: Duration = Duration::from_secs(5);

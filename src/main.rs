@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
-use freshet::config::{self, Config, Problem};
+use freshet::config::{self, Config};
 use freshet::{audit, bench, demo, embed, engine, logging};
 
 /// Rows are allocated on one thread and freed on another, which the system's allocator is slow at.
@@ -80,8 +80,8 @@ fn main() -> ExitCode {
     let code = runtime.block_on(async {
         match arguments.command {
             Command::Run { folder } => run(&folder).await,
-            Command::Check { folder } => check(&folder),
-            Command::Explain { folder, model } => explain(&folder, model.as_deref()),
+            Command::Check { folder } => check(&folder).await,
+            Command::Explain { folder, model } => explain(&folder, model.as_deref()).await,
             Command::Audit { folder, sample } => audit(&folder, sample).await,
             Command::Demo(options) => demo(options).await,
             Command::Doctor { folder } => doctor(&folder).await,
@@ -100,6 +100,14 @@ fn load(folder: &std::path::Path) -> Result<Config, u8> {
     })
 }
 
+/// A folder that can be run, or what is wrong with it on stderr.
+async fn checked(folder: &std::path::Path) -> Result<engine::Checked, u8> {
+    engine::check(folder).await.map_err(|e| {
+        eprintln!("freshet: {e}");
+        2
+    })
+}
+
 async fn run(folder: &std::path::Path) -> u8 {
     let ended = match engine::stop_signal() {
         Ok(ended) => ended,
@@ -109,14 +117,10 @@ async fn run(folder: &std::path::Path) -> u8 {
         }
     };
     tokio::pin!(ended);
-    let config = match load(folder) {
-        Ok(config) => config,
+    let config = match checked(folder).await {
+        Ok(checked) => checked.config,
         Err(code) => return code,
     };
-    if let Err(problems) = engine::plan(&config) {
-        print_problems(&config, &problems);
-        return 2;
-    }
     let started = tokio::select! {
         () = &mut ended => return 0,
         started = engine::Service::start(config, Arc::new(|_| ())) => started,
@@ -140,57 +144,39 @@ async fn run(folder: &std::path::Path) -> u8 {
     if failed { 3 } else { 0 }
 }
 
-fn check(folder: &std::path::Path) -> u8 {
-    let config = match config::load(folder) {
-        Ok(config) => config,
-        Err(e) => {
-            println!("{e}");
-            return 1;
-        }
-    };
-    match engine::plan(&config) {
-        Ok((plan, _)) => {
+async fn check(folder: &std::path::Path) -> u8 {
+    match engine::check(folder).await {
+        Ok(engine::Checked { config, plan }) => {
             println!("{} is right. The view {} is maintained as", folder.display(), config.view);
             println!("{plan}");
+            if let Some(tried) = embed::is_elsewhere(&config.embed) {
+                println!("A start fetches {} from the Hugging Face hub; it is not in {tried}", config.embed.model);
+            }
             0
         }
-        Err(problems) => {
-            print_problems(&config, &problems);
+        Err(e) => {
+            println!("{e}");
             1
         }
     }
 }
 
-fn explain(folder: &std::path::Path, model: Option<&str>) -> u8 {
-    let config = match load(folder) {
-        Ok(config) => config,
+async fn explain(folder: &std::path::Path, model: Option<&str>) -> u8 {
+    let plan = match checked(folder).await {
+        Ok(checked) => checked.plan,
         Err(code) => return code,
     };
-    match engine::plan(&config) {
-        Ok((plan, _)) => match plan.explain(model) {
-            Some(text) => {
-                print!("{text}");
-                0
-            }
-            None => {
-                eprintln!(
-                    "freshet: there is no model {}; there are {}",
-                    model.unwrap_or_default(),
-                    plan.models().join(", ")
-                );
-                2
-            }
-        },
-        Err(problems) => {
-            print_problems(&config, &problems);
+    match plan.explain(model) {
+        Some(text) => {
+            print!("{text}");
+            0
+        }
+        None => {
+            let (model, models) = (model.unwrap_or_default(), plan.models().join(", "));
+            eprintln!("freshet: there is no model {model}; there are {models}");
             2
         }
     }
-}
-
-fn print_problems(config: &Config, problems: &[Problem]) {
-    let file = config.folder.join("dataflow.toml");
-    println!("{}", config::Errors { file, problems: problems.to_vec() });
 }
 
 async fn audit(folder: &std::path::Path, sample: usize) -> u8 {

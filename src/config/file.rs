@@ -9,24 +9,10 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
+use super::kafka_options::options;
 use super::project::{self, Project, Settings};
-use super::section::{Context, Section};
+use super::section::{Context, Section, text_of};
 use super::{Config, DeviceChoice, Embed, Engine, Envelope, Format, Index, Kafka, Raw, Registry, Serve, Source};
-
-/// Settings of librdkafka that what Freshet promises rests on, and why each is not the user's.
-pub const FORBIDDEN: &[(&str, &str)] = &[
-    ("bootstrap.servers", "it is kafka.bootstrap_servers"),
-    ("group.id", "partitions are assigned by hand; there is no group"),
-    ("enable.auto.commit", "the position lives beside the index, not in Kafka"),
-    ("auto.commit.interval.ms", "the position lives beside the index, not in Kafka"),
-    ("enable.auto.offset.store", "the position lives beside the index, not in Kafka"),
-    ("auto.offset.reset", "an offset that is gone has to be noticed, not skipped"),
-    ("isolation.level", "only committed events are read"),
-    ("enable.partition.eof", "the lag is taken from the watermarks"),
-    ("check.crcs", "damaged bytes have to be noticed"),
-    ("queued.max.messages.kbytes", "it is kafka.queue_max_bytes"),
-    ("queued.min.messages", "it follows from kafka.queue_max_bytes"),
-];
 
 /// One mistake, by the key that it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,6 +41,34 @@ impl fmt::Display for Errors {
 
 impl std::error::Error for Errors {}
 
+/// A dataflow's folder as far as it could be read: what is wrong has its default, or is left out.
+pub struct Draft {
+    pub config: Config,
+    /// In no order.
+    pub problems: Vec<Problem>,
+    /// Models that are not in the configuration because of a problem. What refers to them cannot be judged.
+    pub absent: BTreeSet<String>,
+}
+
+impl Draft {
+    /// The configuration, if nothing is wrong with it.
+    pub fn finish(self) -> Result<Config, Errors> {
+        match Errors::of(&self.config.folder, self.problems) {
+            Some(errors) => Err(errors),
+            None => Ok(self.config),
+        }
+    }
+}
+
+impl Errors {
+    /// All problems of a folder, each once, in the order of their keys; `None` if there are none.
+    pub fn of(folder: &Path, mut problems: Vec<Problem>) -> Option<Errors> {
+        problems.sort_by(|a, b| place(&a.key).cmp(&place(&b.key)).then_with(|| a.cmp(b)));
+        problems.dedup();
+        (!problems.is_empty()).then(|| Errors { file: folder.join("dataflow.toml"), problems })
+    }
+}
+
 /// Reads and checks the dataflow in `folder`.
 pub fn load(folder: &Path) -> Result<Config, Errors> {
     load_with(folder, |name| std::env::var(name).ok())
@@ -62,25 +76,35 @@ pub fn load(folder: &Path) -> Result<Config, Errors> {
 
 /// Like [`load`], with an environment of the caller's choice.
 pub fn load_with(folder: &Path, variable: impl Fn(&str) -> Option<String>) -> Result<Config, Errors> {
-    let file = folder.join("dataflow.toml");
-    let fail = |problems: Vec<Problem>| Errors { file: file.clone(), problems };
-    let one = |key: &str, reason: String| fail(vec![Problem { key: key.into(), reason }]);
-    let text = std::fs::read_to_string(&file).map_err(|e| one("dataflow.toml", format!("cannot be read: {e}")))?;
-    let table: Table = text
-        .parse()
-        .map_err(|e: toml::de::Error| one("dataflow.toml", e.to_string().trim().replace('\n', "\n    ")))?;
+    draft_with(folder, variable).finish()
+}
+
+/// Reads the dataflow in `folder`, whatever is wrong with it.
+pub fn draft(folder: &Path) -> Draft {
+    draft_with(folder, |name| std::env::var(name).ok())
+}
+
+fn draft_with(folder: &Path, variable: impl Fn(&str) -> Option<String>) -> Draft {
     let problems = RefCell::new(Vec::new());
-    let config = {
-        let cx = Context { folder, problems: &problems, variable: &variable };
-        read(&cx, table)
+    let cx = Context { folder, problems: &problems, variable: &variable };
+    let (config, absent) = match text_of(&folder.join("dataflow.toml")) {
+        Ok(text) => match text.parse() {
+            Ok(table) => read(&cx, Some(table)),
+            Err(e) => {
+                let e: toml::de::Error = e;
+                let line = e.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+                let draft = read(&cx, None);
+                cx.problem(format!("dataflow.toml:{line}"), e.to_string().trim().replace('\n', "\n    "));
+                draft
+            }
+        },
+        Err(e) => {
+            let draft = read(&cx, None);
+            cx.problem("dataflow.toml", format!("cannot be read: {e}"));
+            draft
+        }
     };
-    let mut problems = problems.into_inner();
-    if problems.is_empty() {
-        return Ok(config);
-    }
-    problems.sort_by(|a, b| place(&a.key).cmp(&place(&b.key)).then_with(|| a.cmp(b)));
-    problems.dedup();
-    Err(fail(problems))
+    Draft { config, problems: problems.into_inner(), absent }
 }
 
 /// A key for sorting: what ends with a line number goes by the number.
@@ -91,8 +115,10 @@ fn place(key: &str) -> (&str, u32) {
 
 const MIB: u64 = 1 << 20;
 
-fn read(cx: &Context<'_>, table: Table) -> Config {
-    let mut root = Section::new(cx, String::new(), table);
+/// Reads the table of dataflow.toml. Without one, what it would say is not missed, and the models are looked at all the same.
+fn read(cx: &Context<'_>, table: Option<Table>) -> (Config, BTreeSet<String>) {
+    let is_read = table.is_some();
+    let mut root = Section::new(cx, String::new(), table.unwrap_or_default());
     let folder_name =
         cx.folder.canonicalize().ok().and_then(|p| p.file_name().map(|n| n.to_string_lossy().into_owned()));
     let name = root.text("name", folder_name.as_deref());
@@ -187,15 +213,19 @@ fn read(cx: &Context<'_>, table: Table) -> Config {
     s.finish();
     let raw = root.table.contains_key("raw").then(|| raw(&mut root.section("raw"), &sources));
     root.finish();
-    let Project { models, tests, view } =
-        project::read(cx, &Settings { name: &name, target, variables, sources: &sources, view });
-    Config {
+    if !is_read {
+        cx.problems.borrow_mut().clear();
+    }
+    let settings = Settings { read: is_read, name: &name, target, variables, sources: &sources, view };
+    let Project { models, others, tests, view, absent } = project::read(cx, &settings);
+    let config = Config {
         name,
         folder: cx.folder.into(),
         kafka,
         registry,
         sources,
         models,
+        others,
         tests,
         view,
         engine,
@@ -203,7 +233,8 @@ fn read(cx: &Context<'_>, table: Table) -> Config {
         index,
         serve,
         raw,
-    }
+    };
+    (config, absent)
 }
 
 /// Options of S3 that come from the environment alone.
@@ -263,27 +294,6 @@ fn raw_options(raw: &mut Section<'_>, is_s3: bool) -> BTreeMap<String, String> {
             };
             options.insert(key.clone(), text);
         }
-    }
-    options
-}
-
-fn options(kafka: &mut Section<'_>) -> BTreeMap<String, String> {
-    let section = kafka.section("options");
-    let mut options = BTreeMap::new();
-    for (key, value) in &section.table {
-        if let Some((_, why)) = FORBIDDEN.iter().find(|(name, _)| name == key) {
-            section.problem(key, format!("cannot be set: {why}"));
-            continue;
-        }
-        let text = match value {
-            Value::String(text) => section.cx.expand(&section.key(key), text),
-            Value::Integer(_) | Value::Boolean(_) | Value::Float(_) => value.to_string(),
-            other => {
-                section.problem(key, format!("is a {}; keys with dots have to be quoted", other.type_str()));
-                continue;
-            }
-        };
-        options.insert(key.clone(), text);
     }
     options
 }
@@ -357,7 +367,7 @@ fn source(s: &mut Section<'_>) -> Source {
     let key = s.texts("key");
     let mut contract = String::new();
     if !contract_path.as_os_str().is_empty() {
-        match std::fs::read_to_string(&contract_path) {
+        match text_of(&contract_path) {
             Ok(text) => {
                 check_contract(s, &contract_path, &text, &key);
                 contract = text;
@@ -391,122 +401,5 @@ fn check_contract(s: &Section<'_>, path: &Path, text: &str, key: &[String]) {
         }
         Ok(_) => s.problem("contract", format!("{} is not a record", path.display())),
         Err(e) => s.problem("contract", format!("{} is no Avro schema: {e}", path.display())),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const GOOD: &str = r#"
-        name = "shop"
-        [kafka]
-        bootstrap_servers = "${BROKERS}"
-        options = { "security.protocol" = "SSL" }
-        [registry]
-        url = "${REGISTRY:-http://${HOST}:8081}"
-        [[source]]
-        schema = "shop"
-        table = "product"
-        topic = "shop.public.product"
-        key = ["id"]
-        contract = "product.avsc"
-        [index]
-        key = "id"
-        text = "name"
-    "#;
-
-    fn folder(toml: &str) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("dataflow.toml"), toml).unwrap();
-        std::fs::create_dir(folder.path().join("models")).unwrap();
-        std::fs::write(folder.path().join("models/view.sql"), "select 1").unwrap();
-        let contract = r#"{"type":"record","name":"P","fields":[{"name":"id","type":"long"}]}"#;
-        std::fs::write(folder.path().join("product.avsc"), contract).unwrap();
-        folder
-    }
-
-    fn load_text(toml: &str) -> Result<Config, Errors> {
-        let folder = folder(toml);
-        load_with(folder.path(), |name| match name {
-            "BROKERS" => Some("a:1,b:2".into()),
-            "HOST" => Some("host".into()),
-            _ => None,
-        })
-    }
-
-    #[test]
-    fn the_environment_is_put_in() {
-        let config = load_text(GOOD).unwrap();
-        assert_eq!(config.kafka.bootstrap_servers, "a:1,b:2");
-        assert_eq!(config.registry.url.as_deref(), Some("http://host:8081"));
-        assert_eq!(config.kafka.options["security.protocol"], "SSL");
-        assert_eq!(config.view, "view");
-    }
-
-    #[test]
-    fn all_mistakes_are_named_at_once_by_their_keys() {
-        let bad = GOOD
-            .replace("key = [\"id\"]", "key = [\"idd\"]")
-            .replace("\"security.protocol\" = \"SSL\"", "\"enable.auto.commit\" = true")
-            .replace("${BROKERS}", "${NOT_SET}")
-            .replace("text = \"name\"", "text = 5\nann_min_row = 1000")
-            + "[serve]\nlisten = \"nowhere\"\nk_max = 0\n[embed]\ndevice = \"tpu\"\n";
-        let errors = load_text(&bad).unwrap_err();
-        let keys: Vec<&str> = errors.problems.iter().map(|p| p.key.as_str()).collect();
-        let expect = [
-            "embed.device",
-            "index.ann_min_row",
-            "index.text",
-            "kafka.bootstrap_servers",
-            "kafka.options.enable.auto.commit",
-            "serve.k_max",
-            "serve.listen",
-            "source[0].key",
-        ];
-        assert_eq!(keys, expect, "{errors}");
-        let text = errors.to_string();
-        assert!(text.contains("did you mean ann_min_rows?") && text.contains("NOT_SET"), "{text}");
-    }
-
-    #[test]
-    fn raw_is_optional_and_its_keys_stay_out_of_files() {
-        assert!(load_text(GOOD).unwrap().raw.is_none());
-        let good = format!(
-            "{GOOD}\n[raw]\nuri = \"s3://b/raw/\"\noptions = {{ endpoint = \"http://${{HOST}}:9000\", allow_http = true }}\n"
-        );
-        let config = load_text(&good).unwrap();
-        let raw = config.raw.unwrap();
-        assert_eq!(raw.options["endpoint"], "http://host:9000");
-        assert_eq!(raw.options["allow_http"], "true");
-        assert_eq!(raw.table(&config.sources[0]), "s3://b/raw/shop__product");
-        let bad = format!(
-            "{GOOD}\n[raw]\nuri = \"s3://b\"\nqueue_max_bytes = 2048\nversions_max_age_s = 1\ncommit_max_age = 5\n[raw.options]\nendpont = \"x\"\nsecret_access_key = \"x\"\n"
-        );
-        let errors = load_text(&bad).unwrap_err();
-        let keys: Vec<&str> = errors.problems.iter().map(|p| p.key.as_str()).collect();
-        let expect = [
-            "raw.commit_max_age",
-            "raw.options.endpont",
-            "raw.options.secret_access_key",
-            "raw.queue_max_bytes",
-            "raw.versions_max_age_s",
-        ];
-        assert_eq!(keys, expect, "{errors}");
-        assert!(errors.to_string().contains("AWS_SECRET_ACCESS_KEY"), "{errors}");
-        let local = format!("{GOOD}\n[raw]\noptions = {{ region = \"x\" }}\n");
-        assert!(load_text(&local).unwrap_err().to_string().contains("s3:// alone"));
-    }
-
-    #[test]
-    fn the_shipped_dataflow_is_right() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("dataflows/product");
-        let config = load_with(&folder, |name| (name == "HOME").then(|| "/home/x".into())).unwrap();
-        assert_eq!((config.name.as_str(), config.view.as_str()), ("product", "product_search"));
-    }
-
-    #[test]
-    fn what_is_no_toml_is_said_with_its_line() {
-        assert!(load_text("[kafka\n").unwrap_err().to_string().contains("line 1"));
     }
 }

@@ -3,11 +3,15 @@
 
 mod data_test;
 mod file;
+mod kafka_options;
 mod project;
 mod section;
+#[cfg(test)]
+mod tests;
 
 pub use data_test::{DataTest, Severity, TestKind, quoted};
-pub use file::{Errors, FORBIDDEN, Problem, load, load_with};
+pub use file::{Draft, Errors, Problem, draft, load, load_with};
+pub use kafka_options::FORBIDDEN;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -26,6 +30,8 @@ pub struct Config {
     pub sources: Vec<Source>,
     /// The models that the view and the tests need, each after those that it refers to.
     pub models: Vec<Model>,
+    /// The other models that are enabled: their SQL has to be right, and nothing is done with it.
+    pub others: Vec<Model>,
     /// Of sources and models, in the order of their names.
     pub tests: Vec<DataTest>,
     /// The name of the model whose rows are indexed.

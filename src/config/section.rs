@@ -246,6 +246,12 @@ impl<'a> Section<'a> {
     }
 }
 
+/// The text of a file, without the mark that some editors put before it.
+pub(super) fn text_of(path: &Path) -> std::io::Result<String> {
+    let text = std::fs::read_to_string(path)?;
+    Ok(text.strip_prefix('\u{feff}').map(str::to_string).unwrap_or(text))
+}
+
 /// The name that was meant, perhaps: the end of a sentence.
 pub(super) fn near<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
     let near = known.map(|k| (distance(k, name), k)).min().filter(|(d, k)| *d <= 3 && *d < k.len());

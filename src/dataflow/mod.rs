@@ -25,7 +25,7 @@ mod worker;
 
 use std::sync::Arc;
 
-pub use plan::{Plan, PlanError, Table, TestOutput};
+pub use plan::{Mistake, Plan, PlanError, Project, Table, TestOutput};
 pub use stats::OperatorStatus;
 pub use upsert::patch;
 pub use worker::{Engine, Handle, Stopped};

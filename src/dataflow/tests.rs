@@ -224,3 +224,90 @@ fn the_shipped_model_is_planned() {
     assert_eq!(text.data_type(), &arrow::datatypes::DataType::Utf8);
     assert!(plan.to_string().contains("TableScan"), "{plan}");
 }
+
+/// An abort would end every test.
+#[test]
+fn what_nests_deep_is_maintained_or_refused_by_a_sentence() {
+    let chain = |n: usize, with: &str, one: &dyn Fn(usize) -> String| (0..n).map(one).collect::<Vec<_>>().join(with);
+    let row_type = RowType::from_contract(&source()).unwrap();
+    let steps = [Step::Put(1, Some("v1".into()), 7), Step::Put(2, None, 1), Step::Put(3, Some("x".into()), 3)];
+    let changes: Vec<Change> = steps.iter().enumerate().map(|(n, s)| change(&row_type, n as i64, s)).collect();
+    let columns: Vec<arrow::array::ArrayRef> = vec![
+        Arc::new(Int64Array::from(vec![1, 2, 3])),
+        Arc::new(StringArray::from(vec![Some("v1"), None, Some("x")])),
+        Arc::new(Int64Array::from(vec![7, 1, 3])),
+    ];
+    let table = RecordBatch::try_new(row_type.schema().clone(), columns).unwrap();
+    let maintained = |sql: String| {
+        let plan = plan(&sql).unwrap_or_else(|e| panic!("{} ...: {e}", &sql[..80]));
+        assert!(plan.explain(None).unwrap().contains("source"));
+        let expect = futures::executor::block_on(plan.batch_view(vec![table.clone()])).unwrap();
+        let handle = Engine::start(plan, vec![Arc::new(RowType::from_contract(&source()).unwrap())], 1).unwrap();
+        handle.send(Epoch(1), vec![batch(changes.clone())]).unwrap();
+        let output = handle.recv(Duration::from_secs(60)).unwrap().expect("an epoch");
+        let types = converter(expect.schema().fields().iter().map(|f| f.data_type()));
+        let expect = types.convert_columns(expect.columns()).unwrap();
+        let mut rows: Vec<&[u8]> = output.changes.iter().map(|c| &**c.row.as_ref().unwrap()).collect();
+        let mut expect: Vec<&[u8]> = expect.iter().map(|row| row.data()).collect();
+        rows.sort_unstable();
+        expect.sort_unstable();
+        assert_eq!(rows, expect);
+    };
+    let refused = |sql: String, sentence: &str| {
+        let told = plan(&sql).unwrap_err().to_string();
+        assert!(told.starts_with("v.sql:1: ") && told.contains(sentence) && told.len() < 300, "{told}");
+    };
+    let or = |n| chain(n, " or ", &|i| format!("name = 'v{i}' and price > {i}"));
+    let or = |n| format!("select id, name from shop__product where {}", or(n));
+    let concat = |n| format!("select id, {} as c from shop__product", chain(n, " || ", &|_| "name".into()));
+    let unions = |n| chain(n, " union all ", &|i| format!("select id + {} as id, name from shop__product", i * 10));
+    let calls = |n: usize| format!("select id, {}name{} as c from shop__product", "upper(".repeat(n), ")".repeat(n));
+    let whens = |n| chain(n, " ", &|i| format!("when price = {i} then 'x{i}'"));
+    maintained(or(800));
+    maintained(concat(800));
+    maintained(unions(400));
+    maintained(calls(100));
+    maintained(format!("select id, case {} end as c from shop__product", whens(1_500)));
+    for n in [1_500, 15_000] {
+        refused(or(n), "nests operators more than 1000 deep");
+        refused(concat(n), "nests operators more than 1000 deep");
+        refused(unions(n), "in one chain of set operations");
+        refused(calls(n), "brackets or calls stand inside of each other");
+    }
+    refused(or(100_000), "operators and keywords");
+    refused(concat(150_000), "operators and keywords");
+}
+
+/// Models that are a part of each other, each with its own operators: together they are one deep expression.
+#[test]
+fn a_long_chain_of_models_is_maintained() {
+    let mut models = vec![Model { name: "m0".into(), ..model("select id, name, price from shop__product") }];
+    for n in 1..80 {
+        let sql = format!("select id, name, price + 1 as price from m{} where price > {n}", n - 1);
+        models.push(Model { name: format!("m{n}"), ..model(&sql) });
+    }
+    let row_type = RowType::from_contract(&source()).unwrap();
+    let table = Table { schema: "shop".into(), table: "product".into(), columns: row_type.schema().clone() };
+    let plan = Plan::new(&models, "m79", &[table], "id").unwrap();
+    let handle = Engine::start(plan, vec![Arc::new(RowType::from_contract(&source()).unwrap())], 1).unwrap();
+    let changes = [Step::Put(1, None, 2), Step::Put(2, None, 1)];
+    let changes = changes.iter().enumerate().map(|(n, s)| change(&row_type, n as i64, s)).collect();
+    handle.send(Epoch(1), vec![batch(changes)]).unwrap();
+    assert_eq!(handle.recv(Duration::from_secs(30)).unwrap().unwrap().view_rows, 1);
+}
+
+/// Columns of a source that are only renamed stay where they are, and are read by their new names.
+#[test]
+fn a_table_of_renamed_columns_has_its_values() {
+    let stage = Model {
+        name: "stage".into(),
+        materialized: Materialized::Table,
+        ..model("select id, name as label from shop__product")
+    };
+    let row_type = RowType::from_contract(&source()).unwrap();
+    let table = Table { schema: "shop".into(), table: "product".into(), columns: row_type.schema().clone() };
+    let plan = Plan::new(&[stage, model("select id, label from stage")], "v", &[table], "id").unwrap();
+    let lean = row_type.pruned(&plan.columns_read()[0]);
+    let plan = plan.keeping(&[lean.schema().clone()]).unwrap();
+    assert!(!plan.to_string().contains("NULL"), "{plan}");
+}

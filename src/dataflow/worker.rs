@@ -11,14 +11,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use differential_dataflow::consolidation::consolidate;
+use timely::communication::allocator::thread::Thread;
+use timely::communication::{Allocator, AllocatorBuilder};
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::Probe;
 use timely::dataflow::operators::generic::Operator as _;
 use timely::dataflow::{InputHandle, ProbeHandle, Scope};
+use timely::worker::Worker;
 
 use super::epochs::{Diffs, Updates};
 use super::graph::Operator;
@@ -32,6 +35,9 @@ use super::{EpochOutput, FailedRow, Row, Violation};
 use crate::decode::{Decoded, Op, RowType};
 use crate::time::{Epoch, Position};
 
+/// Stack of a worker: DataFusion's expressions call themselves once for each level that they nest, of which planning lets a thousand
+/// pass. Only what is used of it is ever taken.
+const STACK_BYTES: usize = 64 << 20;
 /// Epochs that may be under way; more would only wait.
 const EPOCHS_IN_FLIGHT: usize = 8;
 
@@ -69,20 +75,50 @@ impl Engine {
         let (of_workers, counters) = (plan.clone(), stats.clone());
         let dead = Arc::new(AtomicBool::new(false));
         let (of_workers_dead, of_feed) = (dead.clone(), dead.clone());
-        let guards = timely::execute(config, move |worker| {
+        let work: Work = Arc::new(move |worker| {
             let seed = if worker.index() == 0 { seed.lock().ok().and_then(|mut s| s.take()) } else { None };
             let work = || run(worker, &of_workers, &row_types, &failures, &counters, &of_feed, seed);
             if std::panic::catch_unwind(AssertUnwindSafe(work)).is_err() {
                 tracing::error!("a dataflow worker panicked");
                 of_workers_dead.store(true, Ordering::SeqCst);
             }
-        })?;
-        let thread = std::thread::Builder::new()
-            .name("dataflow".into())
-            .spawn(move || guards.join().into_iter().for_each(drop))
-            .map_err(|e| e.to_string())?;
+        });
+        let thread = spawn(config, &work)?;
         Ok(Handle { plan, stats, dead, input: Some(input), output: Mutex::new(output), thread: Some(thread) })
     }
+}
+
+/// What each worker does.
+type Work = Arc<dyn Fn(&mut Worker) + Send + Sync>;
+
+/// Starts the workers as `timely::execute` does, which cannot be told how large their stacks are. The thread that is returned ends after them.
+fn spawn(config: timely::Config, work: &Work) -> Result<JoinHandle<()>, String> {
+    let failed = |e: std::io::Error| format!("a thread cannot be started: {e}");
+    let (builders, others) = config.communication.try_build()?;
+    let mut threads = Vec::new();
+    for (index, builder) in builders.into_iter().enumerate() {
+        let (work, of_worker) = (work.clone(), config.worker.clone());
+        let run = move || {
+            let allocator = match builder {
+                AllocatorBuilder::Thread(_) => Allocator::Thread(Thread::default()),
+                AllocatorBuilder::Process(process) => Allocator::Process(process.build()),
+                AllocatorBuilder::Tcp(tcp) => Allocator::Tcp(tcp.build()),
+            };
+            let mut worker = Worker::new(of_worker, allocator, Some(Instant::now()));
+            work(&mut worker);
+            while worker.has_dataflows() {
+                worker.step_or_park(None);
+            }
+        };
+        let thread = std::thread::Builder::new().name(format!("timely:work-{index}")).stack_size(STACK_BYTES);
+        threads.push(thread.spawn(run).map_err(failed)?);
+    }
+    let join = move || {
+        // A panic in one was logged when it happened.
+        threads.into_iter().for_each(|thread| drop(thread.join()));
+        drop(others);
+    };
+    std::thread::Builder::new().name("dataflow".into()).spawn(join).map_err(failed)
 }
 
 impl Handle {
@@ -141,7 +177,7 @@ type ViolationDiff = ((usize, Row), isize);
 type Input = InputHandle<u64, CapacityContainerBuilder<Vec<Event>>>;
 
 fn run(
-    worker: &mut timely::worker::Worker,
+    worker: &mut Worker,
     plan: &Plan,
     row_types: &[Arc<RowType>],
     failures: &Failures,
@@ -264,7 +300,7 @@ struct Feed {
 }
 
 impl Feed {
-    fn run(mut self, worker: &mut timely::worker::Worker) {
+    fn run(mut self, worker: &mut Worker) {
         let peers = worker.peers() as u64;
         let hasher = hasher();
         let mut applied = Position::default();

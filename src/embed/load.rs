@@ -47,17 +47,31 @@ impl Files {
     }
 }
 
-/// The configured folder first, then the one that `scripts/model.sh` fills, then the Hugging Face hub.
-pub(super) fn find(config: &config::Embed) -> Result<Files, Error> {
+/// Where the model lies on this machine: the configured folder first, then the one that `scripts/model.sh` fills. Otherwise where it was looked
+/// for. A configured folder that is there has to be the model's.
+pub(super) fn local(config: &config::Embed) -> Result<Result<Files, Vec<String>>, Error> {
     let mut tried = Vec::new();
     let short = config.model.rsplit('/').next().unwrap_or(&config.model);
     let usual = std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache/freshet/models").join(short));
     for folder in config.path.iter().chain(&usual) {
         match Files::in_folder(folder) {
-            Some(files) => return Ok(files),
+            Some(files) => return Ok(Ok(files)),
+            None if config.path.as_ref() == Some(folder) && folder.exists() => {
+                let reason = "is no folder with config.json, tokenizer.json and model.safetensors".into();
+                return Err(Error::Format { path: folder.clone(), reason });
+            }
             None => tried.push(format!("{} (scripts/model.sh puts it there)", folder.display())),
         }
     }
+    Ok(Err(tried))
+}
+
+/// On this machine, or else from the Hugging Face hub.
+pub(super) fn find(config: &config::Embed) -> Result<Files, Error> {
+    let mut tried = match local(config)? {
+        Ok(files) => return Ok(files),
+        Err(tried) => tried,
+    };
     let hub = hf_hub::api::sync::Api::new().map(|api| api.model(config.model.clone()));
     let fetched = hub.and_then(|repo| {
         Ok(Files {
@@ -72,11 +86,15 @@ pub(super) fn find(config: &config::Embed) -> Result<Files, Error> {
     })
 }
 
-pub(super) fn open(
-    files: &Files,
-    config: &config::Embed,
-    device: &Device,
-) -> Result<(Weights, Tokenizer, ModelId), Error> {
+/// The files' contents, if they are of the model that is configured.
+pub(super) struct Verified {
+    bert: BertConfig,
+    tokenizer: Tokenizer,
+    weights: Vec<u8>,
+    id: ModelId,
+}
+
+pub(super) fn verify(files: &Files, config: &config::Embed) -> Result<Verified, Error> {
     let read = |path: &Path| std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source });
     let format = |path: &Path, reason: String| Error::Format { path: path.into(), reason };
     let (config_bytes, tokenizer_bytes, weights) =
@@ -119,9 +137,18 @@ pub(super) fn open(
         id.update(part);
     }
     id.update(config.text_max_tokens.to_le_bytes());
+    Ok(Verified { bert, tokenizer, weights, id: ModelId(hex(&id.finalize())) })
+}
+
+pub(super) fn open(
+    files: &Files,
+    config: &config::Embed,
+    device: &Device,
+) -> Result<(Weights, Tokenizer, ModelId), Error> {
+    let Verified { bert, tokenizer, weights, id } = verify(files, config)?;
     let vb = VarBuilder::from_buffered_safetensors(weights, DType::F32, device)?;
-    let weights = Weights::read(&bert, vb).map_err(|e| format(&files.weights, e.to_string()))?;
-    Ok((weights, tokenizer, ModelId(hex(&id.finalize()))))
+    let format = |e: candle_core::Error| Error::Format { path: files.weights.clone(), reason: e.to_string() };
+    Ok((Weights::read(&bert, vb).map_err(format)?, tokenizer, id))
 }
 
 /// The licence that the model card beside the weights states (`license:` in its front matter).

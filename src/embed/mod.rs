@@ -59,6 +59,21 @@ enum Encoder {
     Gpu(Bert),
 }
 
+/// What is wrong with a model's files, where they lie on this machine. The hub is not asked.
+pub fn problems(config: &config::Embed) -> Vec<config::Problem> {
+    let problem = |key: &str, e: Error| vec![config::Problem { key: key.into(), reason: e.to_string() }];
+    match load::local(config) {
+        Err(e) => problem("embed.path", e),
+        Ok(Err(_)) => Vec::new(),
+        Ok(Ok(files)) => load::verify(&files, config).err().map_or(Vec::new(), |e| problem("embed.model", e)),
+    }
+}
+
+/// Whether a start has to fetch the model first, and where it was looked for.
+pub fn is_elsewhere(config: &config::Embed) -> Option<String> {
+    load::local(config).ok()?.err().map(|tried| tried.join(", "))
+}
+
 impl Embedder {
     /// Loads the model where the configuration says, or from its usual places.
     pub fn load(config: &config::Embed) -> Result<Embedder, Error> {

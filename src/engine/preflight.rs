@@ -1,48 +1,110 @@
-//! What can be said of a configuration before anything runs: whether its models can be maintained, and whether its peers answer.
+//! What can be said of a dataflow before anything runs: whether its configuration and models are right, and whether its peers answer.
+//!
+//! The invariant: what a start would refuse because of how it is configured is refused here, by the same functions, and all of it at once.
+//! Looking at a configuration reaches no peer and writes nothing.
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-use crate::config::{self, Config, DataTest, Problem, TestKind};
-use crate::dataflow::{Plan, PlanError, Table};
+use crate::config::{self, Config, DataTest, Errors, Problem, TestKind};
+use crate::dataflow::{Mistake, Plan, PlanError, Project, Table};
 use crate::decode::{RegistryClient, RowType, SchemaStore};
 use crate::source::Source;
-use crate::source::kafka::KafkaSource;
+use crate::source::kafka::{self, KafkaSource};
+use crate::{embed, index};
+
+/// A dataflow that can be run.
+pub struct Checked {
+    pub config: Config,
+    pub plan: Plan,
+}
+
+/// Reads and plans the dataflow in `folder`. A mistake that follows from another one is not told.
+pub fn check(folder: &Path) -> BoxFuture<'_, Result<Checked, Errors>> {
+    examine(folder).boxed()
+}
+
+async fn examine(folder: &Path) -> Result<Checked, Errors> {
+    let config::Draft { config, mut problems, absent } = config::draft(folder);
+    let told: Vec<String> = problems.iter().map(|p| p.key.clone()).collect();
+    let is_told = |section: &str| told.iter().any(|key| key.starts_with(section));
+    // Without a readable dataflow.toml the sections are made up.
+    if !is_told("dataflow.toml") {
+        problems.extend(of_sections(&config).into_iter().filter(|p| !is_told(&p.key)));
+    }
+    let planned = planned(&config, absent);
+    if let Some(view) = &planned.view_schema {
+        problems.extend(index::refused_columns(view).await);
+    }
+    // Not once more by what is missing or wrong in dataflow.toml.
+    let is_new = |p: &Problem| match p.key.split_once("].") {
+        Some((source, "contract")) => !is_told(&format!("{source}].")),
+        _ => !p.key.starts_with("index.") || !is_told(&p.key),
+    };
+    problems.extend(planned.problems.into_iter().filter(is_new));
+    match (Errors::of(folder, problems), planned.plan) {
+        (Some(errors), _) => Err(errors),
+        (None, Some((plan, _))) => Ok(Checked { config, plan }),
+        (None, None) => unreachable!("a project without a plan has problems"),
+    }
+}
+
+/// What is wrong with one section by itself.
+fn of_sections(config: &Config) -> Vec<Problem> {
+    let mut problems = kafka::problems(&config.kafka);
+    if let Err(e) = RegistryClient::new(&config.registry) {
+        problems.push(Problem { key: "registry.url".into(), reason: e.reason });
+    }
+    problems.extend(embed::problems(&config.embed));
+    problems.extend(index::unreachable(&config.index));
+    let folders = [("index.uri", Some(Path::new(&config.index.uri))), ("embed.store", Some(&*config.embed.store))];
+    let raw = config.raw.as_ref().map(|raw| Path::new(&raw.uri));
+    for (key, folder) in folders.into_iter().chain([("raw.uri", raw)]) {
+        if let Some(file) = folder.and_then(|f| f.ancestors().find(|f| f.exists())).filter(|f| !f.is_dir()) {
+            problems.push(Problem { key: key.into(), reason: format!("{} is not a folder", file.display()) });
+        }
+    }
+    problems
+}
 
 /// Plans a configuration's models; what is wrong with contracts and SQL comes as problems by key.
 pub fn plan(config: &Config) -> Result<(Plan, Vec<Arc<RowType>>), Vec<Problem>> {
-    let mut problems = Vec::new();
-    let mut row_types = Vec::new();
-    for (n, source) in config.sources.iter().enumerate() {
-        match RowType::from_contract(source) {
-            Ok(row_type) => row_types.push(Arc::new(row_type)),
-            Err(e) => problems.push(Problem { key: format!("source[{n}].contract"), reason: e.to_string() }),
-        }
-    }
-    if !problems.is_empty() {
-        return Err(problems);
-    }
-    let whole = planned(config, &row_types)?;
-    if whole.view_schema().index_of(&config.index.text).is_err() {
-        let reason = format!("the view {} has no column {}", config.view, config.index.text);
-        return Err(vec![Problem { key: "index.text".into(), reason }]);
-    }
-    // Columns that no model reads are neither decoded nor kept.
-    let read = whole.columns_read();
-    let row_types: Vec<_> = row_types.iter().zip(read).map(|(r, read)| Arc::new(r.pruned(&read))).collect();
-    let kept: Vec<_> = row_types.iter().map(|r| r.schema().clone()).collect();
-    Ok((whole.keeping(&kept).map_err(problems_of)?, row_types))
+    let planned = planned(config, BTreeSet::new());
+    planned.plan.ok_or(planned.problems)
 }
 
-fn planned(config: &Config, row_types: &[Arc<RowType>]) -> Result<Plan, Vec<Problem>> {
-    let tables: Vec<Table> = config
-        .sources
-        .iter()
-        .zip(row_types)
-        .map(|(s, r)| Table { schema: s.schema.clone(), table: s.table.clone(), columns: r.schema().clone() })
-        .collect();
+#[derive(Default)]
+struct Planned {
+    plan: Option<(Plan, Vec<Arc<RowType>>)>,
+    /// Known also where something else of the plan is wrong.
+    view_schema: Option<arrow::datatypes::SchemaRef>,
+    problems: Vec<Problem>,
+}
+
+fn planned(config: &Config, mut absent: BTreeSet<String>) -> Planned {
+    let mut planned = Planned::default();
+    let (mut row_types, mut tables) = (Vec::new(), Vec::new());
+    for (n, source) in config.sources.iter().enumerate() {
+        match RowType::from_contract(source) {
+            Ok(row_type) => {
+                let columns = row_type.schema().clone();
+                tables.push(Table { schema: source.schema.clone(), table: source.table.clone(), columns });
+                row_types.push(Arc::new(row_type));
+            }
+            Err(e) => {
+                planned.problems.push(Problem { key: format!("source[{n}].contract"), reason: e.to_string() });
+                absent.insert(format!("{}__{}", source.schema, source.table));
+            }
+        }
+    }
+    // A view that is not known, or not there: told already.
+    if !config.models.iter().any(|m| m.name == config.view) {
+        absent.insert(config.view.clone());
+    }
     // That the key of a source is unique is upsert's doing: there is nothing to test.
     let is_key = |test: &DataTest| {
         let TestKind::Unique { column } = &test.kind else { return false };
@@ -51,18 +113,43 @@ fn planned(config: &Config, row_types: &[Arc<RowType>]) -> Result<Plan, Vec<Prob
         config.sources.iter().any(keyed)
     };
     let tests: Vec<DataTest> = config.tests.iter().filter(|t| !is_key(t)).cloned().collect();
-    Plan::tested(&config.models, &tests, &config.view, &tables, &config.index.key).map_err(problems_of)
+    let project = Project { models: &config.models, others: &config.others, tests: &tests, view: &config.view };
+    let whole = match Plan::project(&project, &tables, &absent) {
+        Ok(plan) => plan,
+        Err(mut e) => {
+            planned.view_schema = e.view_schema.take();
+            planned.problems.extend(problems_of(e));
+            planned.problems.extend(planned.view_schema.iter().flat_map(|view| index::problems(&config.index, view)));
+            return planned;
+        }
+    };
+    planned.view_schema = Some(whole.view_schema().clone());
+    planned.problems.extend(index::problems(&config.index, whole.view_schema()));
+    if !planned.problems.is_empty() {
+        return planned;
+    }
+    // Columns that no model reads are neither decoded nor kept.
+    let read = whole.columns_read();
+    let row_types: Vec<_> = row_types.iter().zip(read).map(|(r, read)| Arc::new(r.pruned(&read))).collect();
+    let kept: Vec<_> = row_types.iter().map(|r| r.schema().clone()).collect();
+    match whole.keyed(&config.index.key).and_then(|whole| whole.keeping(&kept)) {
+        Ok(plan) => planned.plan = Some((plan, row_types)),
+        Err(e) => planned.problems.extend(problems_of(e)),
+    }
+    planned
 }
 
 fn problems_of(error: PlanError) -> Vec<Problem> {
-    let (key, reason) = match error {
-        PlanError::At { at, reason } => (at.to_string(), reason),
-        PlanError::Test { declared, reason } => (declared, reason),
-        e => ("models".into(), e.to_string()),
+    let problem = |mistake| {
+        let (key, reason) = match mistake {
+            Mistake::At { at, reason } => (at.to_string(), reason),
+            Mistake::Test { declared, reason } => (declared, reason),
+            Mistake::View { view, reason } => ("view".into(), format!("{view}: {reason}")),
+        };
+        Problem { key, reason }
     };
-    vec![Problem { key, reason }]
+    error.mistakes.into_iter().map(problem).collect()
 }
-
 /// Whether the broker answers, and what it keeps of the topics.
 pub fn ask_broker(config: &Config) -> Result<String, String> {
     let topics: Vec<Arc<str>> = config.sources.iter().map(|s| s.topic.clone()).collect();

@@ -14,7 +14,7 @@ mod tests;
 pub use indexer::{Applied, Indexer, row_hash};
 pub use reader::{IndexReader, IndexRow};
 pub use search::IndexSearcher;
-pub use table::{Announced, Fingerprint, IndexTable};
+pub use table::{Announced, Fingerprint, IndexTable, problems, refused_columns, unreachable};
 
 use std::path::PathBuf;
 
@@ -22,8 +22,8 @@ use std::path::PathBuf;
 pub enum Error {
     #[error("the index at {uri}: {reason}")]
     Storage { uri: String, reason: String },
-    #[error("the index column {column} is a {found}; {wanted}")]
-    Column { column: String, found: String, wanted: &'static str },
+    #[error("{key}: {reason}")]
+    Configuration { key: String, reason: String },
     #[error("{path}: {reason}")]
     Announcement { path: PathBuf, reason: String },
     #[error(transparent)]

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 
-use arrow::array::{Array, FixedSizeBinaryArray, RecordBatch, RecordBatchIterator};
+use arrow::array::{Array, FixedSizeBinaryArray, RecordBatch, RecordBatchIterator, new_null_array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow_row::{RowConverter, SortField};
 use futures::TryStreamExt;
@@ -69,19 +69,12 @@ impl IndexTable {
         dimension: usize,
     ) -> Result<IndexTable, Error> {
         let storage = |reason: String| Error::Storage { uri: config.uri.clone(), reason };
-        if config.uri.contains("://") {
-            return Err(storage("an index on an object store is not there yet; index.uri has to be a folder".into()));
+        let wrong = unreachable(config).into_iter().chain(problems(config, &view_schema));
+        if let Some(config::Problem { key, reason }) = wrong.into_iter().next() {
+            return Err(Error::Configuration { key, reason });
         }
-        let column =
-            |name: &str| view_schema.index_of(name).map_err(|_| storage(format!("the view has no column {name}")));
+        let column = |name: &str| view_schema.index_of(name).map_err(|e| storage(e.to_string()));
         let (key_column, text_column) = (column(&config.key)?, column(&config.text)?);
-        check_type(
-            &view_schema,
-            key_column,
-            &[DataType::Int32, DataType::Int64, DataType::Utf8],
-            "a key is a whole number or text",
-        )?;
-        check_type(&view_schema, text_column, &[DataType::Utf8], "what is embedded is text")?;
         let folder = Path::new(&config.uri);
         std::fs::create_dir_all(folder).map_err(|e| storage(e.to_string()))?;
         let announcement = announcement(config, name);
@@ -231,12 +224,73 @@ impl IndexTable {
     }
 }
 
-fn check_type(schema: &SchemaRef, column: usize, types: &[DataType], wanted: &'static str) -> Result<(), Error> {
-    let field = schema.field(column);
-    if types.contains(field.data_type()) {
-        return Ok(());
+/// What is wrong with where an index is to lie, by the key of the configuration.
+pub fn unreachable(config: &config::Index) -> Option<config::Problem> {
+    config.uri.contains("://").then(|| config::Problem {
+        key: "index.uri".into(),
+        reason: format!("is {:?}; an index on an object store is not there yet, it has to be a folder", config.uri),
+    })
+}
+
+/// What keeps a view from being indexed, by the keys of the configuration.
+pub fn problems(config: &config::Index, view: &Schema) -> Vec<config::Problem> {
+    let mut problems = Vec::new();
+    let mut problem = |key: &str, reason: String| problems.push(config::Problem { key: key.into(), reason });
+    let wanted: [(&str, &str, &[DataType], &str); 2] = [
+        (
+            "index.key",
+            &config.key,
+            &[DataType::Int32, DataType::Int64, DataType::Utf8],
+            "a key is a whole number or text",
+        ),
+        ("index.text", &config.text, &[DataType::Utf8], "what is embedded is text"),
+    ];
+    for (key, name, types, sentence) in wanted {
+        match view.field_with_name(name) {
+            Ok(field) if types.contains(field.data_type()) => {}
+            Ok(field) => {
+                problem(key, format!("the column {name} is of type {}; {sentence}: cast it", field.data_type()));
+            }
+            Err(_) => {
+                let columns: Vec<_> = view.fields().iter().map(|f| f.name().as_str()).collect();
+                problem(key, format!("the view has no column {name}; it has {}", columns.join(", ")));
+            }
+        }
     }
-    Err(Error::Column { column: field.name().clone(), found: field.data_type().to_string(), wanted })
+    for (n, field) in view.fields().iter().enumerate() {
+        let name = field.name();
+        if name.starts_with('_') {
+            problem("view", format!("the column {name} begins with _, which the index keeps for itself"));
+        }
+        if name.contains('.') {
+            problem("view", format!("the column {name:?} has a dot in its name; give it another with AS"));
+        }
+        if view.fields()[..n].iter().any(|f| f.name() == name) {
+            problem("view", format!("two columns are named {name}; give one another name with AS"));
+        }
+    }
+    problems
+}
+
+/// The columns of types that LanceDB does not store, as it says itself of a table in memory.
+pub async fn refused_columns(view: &Schema) -> Vec<config::Problem> {
+    async fn stored(field: &Field) -> lancedb::Result<()> {
+        let schema = Arc::new(Schema::new(vec![Field::new("column", field.data_type().clone(), true)]));
+        let connection = lancedb::connect("memory://").execute().await?;
+        let table = create(&connection, "view", &schema).await?;
+        let row = RecordBatch::try_new(schema.clone(), vec![new_null_array(field.data_type(), 1)])?;
+        table.add(row).execute().await?;
+        Ok(())
+    }
+    let mut problems = Vec::new();
+    for field in view.fields() {
+        if let Err(e) = stored(field).await {
+            let (name, ty) = (field.name(), field.data_type());
+            let reason = format!("the column {name} is of type {ty}, which the index cannot hold ({e}); cast it");
+            problems.push(config::Problem { key: "view".into(), reason });
+        }
+    }
+    problems
 }
 
 fn table_schema(view: &SchemaRef, dimension: usize) -> SchemaRef {

@@ -46,34 +46,72 @@ impl ClientContext for Reported {
     }
 }
 
+/// What a consumer is told, but for its brokers.
+fn client(config: &config::Kafka) -> ClientConfig {
+    let mut client = ClientConfig::new();
+    // Quick to answer and to come back: freshness is what this is for. The user may say otherwise.
+    client
+        .set("client.id", "freshet")
+        .set("fetch.wait.max.ms", "20")
+        .set("reconnect.backoff.max.ms", "1000")
+        .set("fetch.error.backoff.ms", "100")
+        .set("topic.metadata.refresh.interval.ms", "10000")
+        .set("statistics.interval.ms", "1000");
+    for (key, value) in &config.options {
+        client.set(key, value);
+    }
+    client
+        .set("group.id", "freshet")
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("auto.offset.reset", "error")
+        .set("isolation.level", "read_committed")
+        .set("enable.partition.eof", "false")
+        .set("check.crcs", "true")
+        .set("queued.min.messages", "1000000")
+        .set("queued.max.messages.kbytes", (config.queue_max_bytes / 1024).max(1).to_string())
+        .set_log_level(RDKafkaLogLevel::Error);
+    client
+}
+
+/// What librdkafka itself says is wrong with a configuration, by its keys. It is told no broker, so that it asks none.
+pub fn problems(config: &config::Kafka) -> Vec<config::Problem> {
+    let mut problems = Vec::new();
+    for (option, value) in &config.options {
+        if let Err(e) = ClientConfig::new().set(option, value).create_native_config() {
+            let reason = match e {
+                KafkaError::ClientConfig(_, reason, ..) => reason,
+                e => e.to_string(),
+            };
+            problems.push(config::Problem { key: format!("kafka.options.{option}"), reason });
+        }
+    }
+    if problems.is_empty()
+        && let Err(e) = client(config).create_with_context::<_, BaseConsumer<Reported>>(Reported::default())
+    {
+        let reason = match e {
+            KafkaError::ClientCreation(reason) => reason,
+            e => e.to_string(),
+        };
+        problems.push(config::Problem { key: "kafka.options".into(), reason });
+    }
+    for broker in config.bootstrap_servers.split(',') {
+        let address = broker.trim().split_once("://").map_or(broker.trim(), |(_, address)| address);
+        let port = address.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));
+        if address.is_empty() || port.is_some_and(|port| port.parse::<u16>().is_err()) {
+            let reason = format!("{broker:?} is not host:port");
+            problems.push(config::Problem { key: "kafka.bootstrap_servers".into(), reason });
+        }
+    }
+    problems
+}
+
 impl ConsumerContext for Reported {}
 
 impl KafkaSource {
     pub fn new(config: &config::Kafka, topics: &[Arc<str>]) -> Result<KafkaSource, Error> {
-        let mut client = ClientConfig::new();
-        // Quick to answer and to come back: freshness is what this is for. The user may say otherwise.
-        client
-            .set("client.id", "freshet")
-            .set("fetch.wait.max.ms", "20")
-            .set("reconnect.backoff.max.ms", "1000")
-            .set("fetch.error.backoff.ms", "100")
-            .set("topic.metadata.refresh.interval.ms", "10000")
-            .set("statistics.interval.ms", "1000");
-        for (key, value) in &config.options {
-            client.set(key, value);
-        }
-        client
-            .set("bootstrap.servers", &config.bootstrap_servers)
-            .set("group.id", "freshet")
-            .set("enable.auto.commit", "false")
-            .set("enable.auto.offset.store", "false")
-            .set("auto.offset.reset", "error")
-            .set("isolation.level", "read_committed")
-            .set("enable.partition.eof", "false")
-            .set("check.crcs", "true")
-            .set("queued.min.messages", "1000000")
-            .set("queued.max.messages.kbytes", (config.queue_max_bytes / 1024).max(1).to_string())
-            .set_log_level(RDKafkaLogLevel::Error);
+        let mut client = client(config);
+        client.set("bootstrap.servers", &config.bootstrap_servers);
         let brokers = config.bootstrap_servers.clone();
         let consumer = client
             .create_with_context(Reported::default())

@@ -78,6 +78,133 @@ fn five_mistakes_are_named_by_their_keys() {
     }
 }
 
+/// A folder with these files; `dataflow.toml` has `more` at its end.
+fn folder(more: &str, files: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let contract = r#"{"type":"record","name":"P","fields":[
+        {"name":"id","type":"long"},{"name":"name","type":"string"},{"name":"price","type":"long"}]}"#;
+    let toml = format!(
+        "name = \"t\"\nview = \"v\"\n[kafka]\nbootstrap_servers = \"localhost:1\"\n[registry]\nurl = \"http://localhost:1\"\n\
+         [[source]]\nschema = \"s\"\ntable = \"t\"\ntopic = \"t\"\nkey = [\"id\"]\ncontract = \"p.avsc\"\n\
+         [embed]\nstore = \"data/embeddings\"\n{more}"
+    );
+    for (path, text) in [("dataflow.toml", toml.as_str()), ("p.avsc", contract)].iter().chain(files) {
+        let path = folder.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    folder
+}
+
+const INDEX: &str = "[index]\nuri = \"data/index\"\nkey = \"id\"\ntext = \"name\"\n";
+const VIEW: (&str, &str) = ("models/v.sql", "select id, name from {{ source('s', 't') }}");
+
+/// What is said of a folder, but for its first line. `run` has to say the same.
+fn said(folder: &tempfile::TempDir) -> Vec<String> {
+    let (checked, run) = (freshet(&["check"], folder.path()), freshet(&["run"], folder.path()));
+    let lines = |bytes: &[u8]| text(bytes).lines().skip(1).map(|l| l.trim().to_string()).collect::<Vec<_>>();
+    let told = lines(&checked.stdout);
+    assert_eq!((checked.status.code(), run.status.code()), (Some(1), Some(2)), "{told:#?}");
+    assert_eq!(lines(&run.stderr), told, "run says something else than check");
+    told
+}
+
+fn is_said(folder: &tempfile::TempDir, expect: &[&str]) {
+    let told = said(folder);
+    let all = told.len() == expect.len() && told.iter().zip(expect).all(|(told, expect)| told.starts_with(expect));
+    assert!(all, "{expect:#?}\n{told:#?}");
+}
+
+#[test]
+fn mistakes_of_all_files_are_told_together_each_at_its_line() {
+    let toml = "[serve]\nk_maxx = 5\n[index]\nuri = \"s3://b/index\"\nkey = \"idd\"\ntext = \"price\"\n";
+    let bad = folder(
+        toml,
+        &[
+            ("models/v.sql", "-- limit\nselect a.id, price,\n interval '1 day' as i\nfrom {{ ref('a') }} a"),
+            ("models/a.sql", "select id, price from {{ source('s', 't') }}"),
+            // Not of the view: they have to be right all the same, and what reads them is not told.
+            ("models/b.sql", "select id,\n nam\nfrom {{ source('s', 't') }}"),
+            ("models/c.sql", "select id from {{ ref('b') }}\nprewhere id > 1"),
+            ("models/d.sql", "select id\nfrom {{ ref('nowhere') }}"),
+            ("models/e.sql", "{{ config(enabled=false) }}select nothing"),
+            ("models/f.sql", "select 1 as id\n;\ndrop table s__t"),
+            ("tests/t.sql", "select id\nfrom {{ ref('a') }}\nwhere idd > 1"),
+            ("models/p.yml", "models:\n - name: a\n   columns:\n   - name: ix\n     tests: [not_null]\n"),
+        ],
+    );
+    let expect = [
+        "index.key: the view has no column idd; it has id, price, i",
+        "index.text: the column price is of type Int64; what is embedded is text",
+        "index.uri: is \"s3://b/index\"",
+        "models/b.sql:2: No field named nam",
+        "models/c.sql:2: PREWHERE is not supported",
+        "models/d.sql:2: there is no model nowhere",
+        "models/f.sql:3: has to be one query; a second statement begins here with drop",
+        "models/p.yml: models.a.columns.ix.tests[0].not_null: No field named ix",
+        "serve.k_maxx: is not a key",
+        "tests/t.sql:3: No field named idd",
+        "view: the column i is of type Interval(MonthDayNano), which the index cannot hold",
+    ];
+    is_said(&bad, &expect);
+}
+
+#[test]
+fn a_dataflow_toml_or_contract_that_cannot_be_read_hides_no_model() {
+    let models = [VIEW, ("models/w.sql", "select id\nfrom {{ source('s', 't') }}\nwhere (id = 1")];
+    let unreadable = folder("[index\n", &models);
+    let told = said(&unreadable);
+    assert!(told[0].starts_with("dataflow.toml:15: TOML parse error"), "{told:#?}");
+    assert_eq!(told.last().unwrap(), "models/w.sql:3: Expected: ), found: EOF", "{told:#?}");
+    let contract = r#"{"type":"record","name":"P","fields":[{"name":"id","type":"long"},
+        {"name":"at","type":{"type":"long","connect.name":"io.debezium.time.Never"}}]}"#;
+    let unknown = folder(INDEX, &[models[0], models[1], ("p.avsc", contract)]);
+    is_said(&unknown, &["models/w.sql:3: Expected: )", "source[0].contract: "]);
+}
+
+#[test]
+fn what_a_start_would_refuse_is_refused() {
+    let with = |more: &str| folder(&format!("{more}{INDEX}"), &[VIEW]);
+    let options = |text: &str| with(&format!("[kafka.options]\n{text}\n"));
+    is_said(&options("\"no.such.option\" = 1"), &["kafka.options.no.such.option: No such configuration property"]);
+    is_said(&options("\"fetch.min.bytes\" = \"many\""), &["kafka.options.fetch.min.bytes: Invalid value"]);
+    is_said(
+        &options("\"security.protocol\" = \"ssl\"\n\"ssl.ca.location\" = \"/nowhere/ca.pem\""),
+        &["kafka.options: ssl.ca.location failed"],
+    );
+    for option in ["metadata.broker.list", "test.mock.num.brokers", "auto.commit.enable", "api.version.request"] {
+        is_said(&options(&format!("\"{option}\" = 1")), &[&format!("kafka.options.{option}: cannot be set: ")]);
+    }
+    let file = with("");
+    std::fs::create_dir_all(file.path().join("data")).unwrap();
+    std::fs::write(file.path().join("data/index"), "").unwrap();
+    is_said(&file, &["index.uri: "]);
+    let model = folder("path = \"model\"\n", &[VIEW, ("model/README.md", "")]);
+    let toml = std::fs::read_to_string(model.path().join("dataflow.toml")).unwrap();
+    std::fs::write(model.path().join("dataflow.toml"), format!("{toml}{INDEX}")).unwrap();
+    is_said(&model, &["embed.path: "]);
+    let columns = "select id, name, name as \"a.b\", id as _x from {{ source('s', 't') }}";
+    is_said(
+        &folder(INDEX, &[("models/v.sql", columns)]),
+        &["view: the column \"a.b\" has a dot", "view: the column _x begins with _"],
+    );
+}
+
+#[test]
+fn what_editors_and_dbt_leave_in_files_does_no_harm() {
+    let mark = "\u{feff}";
+    let sql = format!("{mark}{{{{ log('hello', info=True) }}}}select id, name from {{{{ ref('StgX') }}}}");
+    let stage = format!("{mark}select id, name from {{{{ source('s', 't') }}}}");
+    let yaml = format!("{mark}models: [{{name: StgX, columns: [{{name: id, tests: [unique]}}]}}]");
+    let right = folder(INDEX, &[("models/v.sql", &sql), ("models/StgX.sql", &stage), ("models/p.yml", &yaml)]);
+    for file in ["dataflow.toml", "p.avsc"] {
+        let text = std::fs::read_to_string(right.path().join(file)).unwrap();
+        std::fs::write(right.path().join(file), format!("{mark}{text}")).unwrap();
+    }
+    let checked = freshet(&["check"], right.path());
+    assert_eq!(checked.status.code(), Some(0), "{}{}", text(&checked.stdout), text(&checked.stderr));
+}
+
 #[test]
 fn a_model_that_cannot_be_maintained_is_refused_by_node_and_line() {
     let folder = tempfile::tempdir().unwrap();

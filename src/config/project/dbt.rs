@@ -20,6 +20,8 @@ const DEPTH_MAX: usize = 32;
 
 /// What templates may name.
 pub(super) struct Names {
+    /// Whether all sources and variables are known.
+    pub settled: bool,
     pub project: String,
     pub target: String,
     pub variables: BTreeMap<String, Value>,
@@ -95,6 +97,10 @@ impl Rendering {
     }
 
     fn model(&self, args: &[Value]) -> Result<Value, Error> {
+        if args.last().is_some_and(Value::is_kwargs) {
+            let reason = "ref is given a version, and the models of a dataflow have none".into();
+            return self.missing(reason, Value::from("?"));
+        }
         let name = match args {
             [name] => text_of(name)?,
             [project, name] if text_of(project)? == self.names.project => text_of(name)?,
@@ -117,7 +123,7 @@ impl Rendering {
             return Err(refused("source takes two texts: the source's name and the table's".into()));
         };
         let (schema, table) = (text_of(schema)?, text_of(table)?);
-        if self.names.sources.contains(&(schema.into(), table.into())) {
+        if !self.names.settled || self.names.sources.contains(&(schema.into(), table.into())) {
             return Ok(self.reads(Relation::new(schema, table, &format!("{schema}__{table}"))));
         }
         if let Some(key) = self.names.described.get(&(schema.into(), table.into())) {
@@ -137,6 +143,7 @@ impl Rendering {
         match (self.names.variables.get(name), default) {
             (Some(value), _) => Ok(value.clone()),
             (None, Some(default)) => Ok(default),
+            (None, None) if !self.names.settled => Ok(Value::from("?")),
             (None, None) => {
                 let hint = near(name, self.names.variables.keys().map(String::as_str));
                 self.missing(format!("the variable {name} is not in [vars] of dataflow.toml{hint}"), Value::from("?"))

@@ -1,37 +1,33 @@
-//! The graph of models: in order, and cut to what the view and the tests need.
+//! The graph of models: in order, and parted into what the view and the tests need and what they do not.
 //!
-//! The invariant: a model comes after those that it refers to; a cycle is refused by its names, and so is a reference to a model that is not
-//! enabled.
+//! The invariant: a model comes after those that it refers to, and after those that its tests refer to; a cycle is refused by its names, and so
+//! is a reference to a model that is not enabled. What is wrong in itself is told once, and not again where it is referred to.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::jinja::Rendered;
 use super::{Project, Reading};
 use crate::config::section::near;
-use crate::config::{DataTest, Model};
+use crate::config::{DataTest, Model, quoted};
+
+/// A reference from one model to another, by the text of the model or by one of its tests.
+struct Edge {
+    from: String,
+    to: String,
+    /// Its place among the tests that were found.
+    test: Option<usize>,
+}
 
 impl Reading<'_> {
-    /// Puts the graph in order and leaves out what neither the view nor a test needs.
     pub fn finish(mut self, models: &BTreeMap<String, PathBuf>) -> Project {
-        // A test of a model that is not enabled is not either.
-        let disabled: BTreeSet<&String> = models.keys().filter(|m| !self.nodes.contains_key(*m)).collect();
-        self.found.retain(|(test, _)| !disabled.contains(&test.relation));
-        let failed = |path: &Path| {
-            let file = path.display().to_string();
-            self.cx.problems.borrow().iter().any(|p| p.key.starts_with(&file))
-        };
-        for node in self.nodes.values() {
-            let gone = node.rendered.relations.iter().filter(|r| disabled.contains(r) && !failed(&models[*r]));
-            for relation in gone {
-                self.problem(node.path.display().to_string(), format!("refers to {relation}, which is not enabled"));
-            }
+        if !self.settings.read {
+            let relations = self.nodes.values().flat_map(|node| &node.rendered.relations);
+            let sources: Vec<String> = relations.filter(|r| !models.contains_key(*r)).cloned().collect();
+            self.absent.extend(sources);
         }
-        for (test, relations) in &self.found {
-            for relation in relations.iter().filter(|r| disabled.contains(r) && !failed(&models[*r])) {
-                self.problem(&test.declared, format!("refers to {relation}, which is not enabled"));
-            }
-        }
+        self.refuse_disabled(models);
+        self.refuse_tests_of_sources(models);
         let order = self.order();
         let view = self.view(models);
         let mut needed: BTreeSet<&str> = BTreeSet::from([view.as_str()]);
@@ -41,43 +37,139 @@ impl Reading<'_> {
                 needed.extend(self.nodes[name].rendered.relations.iter().map(String::as_str));
             }
         }
-        let kept: Vec<String> = order.into_iter().filter(|name| needed.contains(name.as_str())).collect();
-        let model = |name: String| {
+        let (kept, left): (Vec<String>, Vec<String>) =
+            order.into_iter().partition(|name| needed.contains(name.as_str()));
+        let mut model = |name: String| {
             let node = self.nodes.remove(&name).expect("each is in the order once");
             let Rendered { sql, lines, .. } = node.rendered;
             Model { name, path: node.path, sql, lines, materialized: node.materialized }
         };
-        let models = kept.into_iter().map(model).collect();
+        let (models, others) = (kept.into_iter().map(&mut model).collect(), left.into_iter().map(&mut model).collect());
         let mut tests: Vec<DataTest> = self.found.into_iter().map(|(test, _)| test).collect();
         tests.sort_by(|a, b| a.name.cmp(&b.name));
-        Project { models, tests, view }
+        Project { models, others, tests, view, absent: self.absent }
     }
 
-    /// Each model after those that it refers to.
-    fn order(&self) -> Vec<String> {
-        fn visit(reading: &Reading<'_>, name: &str, path: &mut Vec<String>, order: &mut Vec<String>) {
-            if order.iter().any(|n| n == name) {
-                return;
+    fn refuse_disabled(&mut self, models: &BTreeMap<String, PathBuf>) {
+        let is_disabled = |name: &String| !self.nodes.contains_key(name) && !self.absent.contains(name);
+        let disabled: BTreeSet<String> = models.keys().filter(|name| is_disabled(name)).cloned().collect();
+        // A test of a model that is not enabled is not either.
+        self.found.retain(|(test, _)| !disabled.contains(&test.relation));
+        let mut wrong = Vec::new();
+        for (name, node) in &self.nodes {
+            for relation in node.rendered.relations.iter().filter(|r| disabled.contains(*r)) {
+                self.problem(self.reference(name, relation), format!("refers to {relation}, which is not enabled"));
+                wrong.push(name.clone());
             }
-            if let Some(start) = path.iter().position(|n| n == name) {
-                let circle = path[start..].join(" -> ");
-                let file = reading.nodes[name].path.display().to_string();
-                reading.problem(file, format!("the models refer to each other in a cycle: {circle} -> {name}"));
-                return;
-            }
-            let Some(node) = reading.nodes.get(name) else { return };
-            path.push(name.into());
-            for relation in &node.rendered.relations {
-                visit(reading, relation, path, order);
-            }
-            path.pop();
-            order.push(name.into());
         }
-        let mut order = Vec::new();
+        self.absent.extend(wrong);
+        for (test, relations) in &self.found {
+            for relation in relations.iter().filter(|r| disabled.contains(*r)) {
+                self.problem(&test.declared, format!("refers to {relation}, which is not enabled"));
+            }
+        }
+        self.found.retain(|(_, relations)| !relations.iter().any(|r| disabled.contains(r)));
+    }
+
+    /// What holds back rows of a source stands before every model.
+    fn refuse_tests_of_sources(&mut self, models: &BTreeMap<String, PathBuf>) {
+        let mut found = std::mem::take(&mut self.found);
+        found.retain(|(test, relations)| {
+            let is_gate = test.predicate().is_some() && !models.contains_key(&test.relation);
+            let model = relations.iter().find(|r| is_gate && models.contains_key(*r));
+            if let Some(model) = model {
+                let reason = format!(
+                    "the rows of a source are tested before any model is made, so that the test cannot read {model}; test a model \
+                     that selects them"
+                );
+                self.problem(&test.declared, reason);
+            }
+            model.is_none()
+        });
+        self.found = found;
+    }
+
+    /// The file and line where a model refers to another.
+    fn reference(&self, from: &str, to: &str) -> String {
+        let node = &self.nodes[from];
+        let name = quoted(to);
+        let line = node.rendered.sql.split('\n').position(|line| line.contains(&name));
+        match line.and_then(|n| node.rendered.lines.get(n)) {
+            Some(at) => at.to_string(),
+            None => node.path.display().to_string(),
+        }
+    }
+
+    /// The models that a model comes after. A cycle that was told has no edges any more.
+    fn edges(&self, name: &str, told: &BTreeSet<String>) -> Vec<Edge> {
+        let edge = |to: &String, test| Edge { from: name.into(), to: to.clone(), test };
+        let mut edges: Vec<Edge> = self.nodes[name].rendered.relations.iter().map(|to| edge(to, None)).collect();
+        for (n, (test, relations)) in self.found.iter().enumerate() {
+            if test.relation == name && test.predicate().is_some() {
+                edges.extend(relations.iter().filter(|to| *to != name).map(|to| edge(to, Some(n))));
+            }
+        }
+        edges.retain(|e| self.nodes.contains_key(&e.to) && !(told.contains(name) && told.contains(&e.to)));
+        edges
+    }
+
+    /// Each model after those that it refers to. Of a cycle, the first test is left out, or else its models are.
+    fn order(&mut self) -> Vec<String> {
+        let mut told = BTreeSet::new();
+        loop {
+            let cycle = match self.sorted(&told) {
+                Ok(order) => return order,
+                Err(cycle) => cycle,
+            };
+            let names: Vec<&str> = cycle.iter().map(|e| e.from.as_str()).collect();
+            let (first, circle) = (names[0], names.join(" -> "));
+            match cycle.iter().find_map(|e| Some((e, e.test?))) {
+                Some((edge, test)) => {
+                    let reason = format!(
+                        "reads {}, which is made of {} itself ({circle} -> {first}): its rows go on only once they are tested",
+                        edge.to, edge.from
+                    );
+                    self.problem(&self.found[test].0.declared, reason);
+                    self.found.remove(test);
+                }
+                None => {
+                    let reason = format!("the models refer to each other in a cycle: {circle} -> {first}");
+                    self.problem(self.reference(first, &cycle[0].to), reason);
+                    told.extend(names.iter().map(ToString::to_string));
+                    self.absent.extend(told.iter().cloned());
+                }
+            }
+        }
+    }
+
+    fn sorted(&self, told: &BTreeSet<String>) -> Result<Vec<String>, Vec<Edge>> {
+        let mut order: Vec<String> = Vec::new();
+        let mut done: BTreeSet<String> = BTreeSet::new();
         for name in self.nodes.keys() {
-            visit(self, name, &mut Vec::new(), &mut order);
+            // For each model under way, what it still comes after; the edges lead from one to the next.
+            let (mut path, mut edges) = (vec![(name.clone(), self.edges(name, told))], Vec::<Edge>::new());
+            while let Some((name, after)) = path.last_mut() {
+                if done.contains(name) || after.is_empty() {
+                    if done.insert(name.clone()) {
+                        order.push(name.clone());
+                    }
+                    path.pop();
+                    edges.pop();
+                    continue;
+                }
+                let edge = after.remove(0);
+                let to = edge.to.clone();
+                if let Some(start) = path.iter().position(|(name, _)| *name == to) {
+                    edges.push(edge);
+                    return Err(edges.split_off(start));
+                }
+                if !done.contains(&to) {
+                    path.push((to.clone(), self.edges(&to, told)));
+                    edges.push(edge);
+                }
+            }
         }
-        order
+        Ok(order)
     }
 
     fn view(&self, models: &BTreeMap<String, PathBuf>) -> String {
@@ -85,7 +177,7 @@ impl Reading<'_> {
             if !models.contains_key(view) {
                 let hint = near(view, models.keys().map(String::as_str));
                 self.problem("view", format!("there is no model {view} in models/{hint}"));
-            } else if !self.nodes.contains_key(view) && self.cx.problems.borrow().is_empty() {
+            } else if !self.nodes.contains_key(view) && !self.absent.contains(view) {
                 self.problem("view", format!("the model {view} is not enabled"));
             }
             return view.clone();
@@ -96,8 +188,8 @@ impl Reading<'_> {
             [view] => view.to_string(),
             // In a cycle, or with nothing that could be rendered: told already.
             [] => String::new(),
-            // Nor can it be known while one of them could not be rendered.
-            _ if self.nodes.len() < models.len() && !self.cx.problems.borrow().is_empty() => String::new(),
+            // It is said in dataflow.toml, or cannot be known while one of them is not there.
+            _ if !self.absent.is_empty() => String::new(),
             several => {
                 self.problem("view", format!("is missing, and no model refers to any of {}", several.join(", ")));
                 String::new()

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 
-use minijinja::value::Kwargs;
+use minijinja::value::{Kwargs, Rest};
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value};
 
 use super::dbt::{self, List, Macro, Names, Question, Relation, Rendering, Said, Spoken, Word};
@@ -251,7 +251,10 @@ impl Jinja {
         let target = [("name", self.names.target.as_str()), ("schema", &self.names.project), ("type", "datafusion")];
         environment.add_global("target", Value::from_iter(target));
         environment.add_function("is_incremental", || false);
-        environment.add_function("log", |message: Value, _: Kwargs| tracing::info!(%message, "a template says"));
+        environment.add_function("log", |message: Value, _: Rest<Value>| {
+            tracing::info!(%message, "a template says");
+            ""
+        });
         // Last, so that a macro may stand for a word; those that the graph is read from are reserved.
         for (name, value) in own {
             environment.add_global(name, value);

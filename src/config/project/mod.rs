@@ -11,14 +11,14 @@ mod template;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use minijinja::Value as JinjaValue;
 use toml::Value;
 
-use super::section::{Context, near};
+use super::section::{Context, near, text_of};
 use super::{DataTest, Materialized, Model, Severity, Source, TestKind};
 use dbt::Names;
 use jinja::{Jinja, Rendered};
@@ -27,12 +27,18 @@ use template::Template;
 
 pub(super) struct Project {
     pub models: Vec<Model>,
+    /// Enabled models that neither the view nor a test needs.
+    pub others: Vec<Model>,
     pub tests: Vec<DataTest>,
     pub view: String,
+    /// Models that are not among these because of a mistake that was told.
+    pub absent: BTreeSet<String>,
 }
 
 /// What dataflow.toml says of the project.
 pub(super) struct Settings<'a> {
+    /// Whether it could be read. If not, sources and variables are taken for what templates say.
+    pub read: bool,
     pub name: &'a str,
     pub target: String,
     pub variables: BTreeMap<String, Value>,
@@ -52,7 +58,18 @@ pub(super) fn read(cx: &Context<'_>, settings: &Settings<'_>) -> Project {
         .filter_map(|path| Some((path, text(cx, path)?)))
         .flat_map(|(path, text)| properties::read(cx, path, &text))
         .collect();
+    let mut absent = BTreeSet::new();
+    for source in settings.sources {
+        let name = format!("{}__{}", source.schema, source.table);
+        if let Some(path) = models.get(&name) {
+            let reason =
+                format!("{name} is the source {}.{} in SQL; give the model another name", source.schema, source.table);
+            cx.problem(path.display().to_string(), reason);
+            absent.insert(name);
+        }
+    }
     let names = Names {
+        settled: settings.read,
         project: settings.name.into(),
         target: settings.target.clone(),
         variables: settings.variables.iter().map(|(name, value)| (name.clone(), jinja_value(value))).collect(),
@@ -64,7 +81,7 @@ pub(super) fn read(cx: &Context<'_>, settings: &Settings<'_>) -> Project {
             .collect(),
     };
     let jinja = Jinja::new(names, &macros, &mut cx.problems.borrow_mut());
-    let mut reading = Reading { cx, settings, jinja, nodes: BTreeMap::new(), found: Vec::new() };
+    let mut reading = Reading { cx, settings, jinja, nodes: BTreeMap::new(), absent, found: Vec::new() };
     reading.render_models(&models, &described);
     reading.describe(&described);
     for path in test_files.iter().filter(singular) {
@@ -86,6 +103,8 @@ struct Reading<'a> {
     jinja: Jinja,
     /// The models that are enabled and could be rendered.
     nodes: BTreeMap<String, Node>,
+    /// The models that something is wrong with.
+    absent: BTreeSet<String>,
     /// Each test with the relations that it reads.
     found: Vec<(DataTest, Vec<String>)>,
 }
@@ -97,7 +116,13 @@ impl Reading<'_> {
 
     fn render_models(&mut self, models: &BTreeMap<String, PathBuf>, described: &[Described]) {
         for (name, path) in models {
-            let Some(template) = template(self.cx, path) else { continue };
+            if self.absent.contains(name) {
+                continue;
+            }
+            let Some(template) = template(self.cx, path) else {
+                self.absent.insert(name.clone());
+                continue;
+            };
             let properties = described.iter().find(|d| d.source.is_none() && d.name == *name);
             let config = properties.map(|p| p.config.iter().map(|(k, v)| (k.clone(), jinja_value(v))).collect());
             match self.jinja.render(&template, name, config.unwrap_or_default(), self.cx.variable) {
@@ -108,14 +133,20 @@ impl Reading<'_> {
                         "table" | "incremental" => Materialized::Table,
                         other => {
                             let possible = "view, ephemeral, table and incremental are possible";
-                            self.problem(path.display().to_string(), format!("materialized is {other:?}; {possible}"));
+                            self.problem(
+                                template.place("materialized"),
+                                format!("materialized is {other:?}; {possible}"),
+                            );
                             Materialized::View
                         }
                     };
                     self.nodes.insert(name.clone(), Node { path: path.clone(), rendered, materialized });
                 }
                 Ok(_) => {}
-                Err(problems) => self.cx.problems.borrow_mut().extend(problems),
+                Err(problems) => {
+                    self.absent.insert(name.clone());
+                    self.cx.problems.borrow_mut().extend(problems);
+                }
             }
         }
     }
@@ -135,7 +166,7 @@ impl Reading<'_> {
                                 self.check_column(source, key, column);
                             }
                         }
-                        None if entry.tests.is_empty() => continue,
+                        None if entry.tests.is_empty() || !self.settings.read => continue,
                         None => {
                             let reason = "has data tests, but dataflow.toml has no [[source]] for it";
                             self.problem(&entry.key, reason);
@@ -248,7 +279,7 @@ fn files(cx: &Context<'_>, below: &Path, extensions: &[&str]) -> Vec<PathBuf> {
 }
 
 fn text(cx: &Context<'_>, path: &Path) -> Option<String> {
-    std::fs::read_to_string(cx.folder.join(path))
+    text_of(&cx.folder.join(path))
         .map_err(|e| cx.problem(path.display().to_string(), format!("cannot be read: {e}")))
         .ok()
 }

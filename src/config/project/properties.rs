@@ -36,6 +36,8 @@ pub(super) struct DescribedTest {
     pub condition: Option<String>,
 }
 
+/// What dbt has in many places and says nothing about the data.
+const ANYWHERE: &[&str] = &["description", "meta", "tags"];
 const OF_FILE: &[&str] = &[
     "version",
     "macros",
@@ -49,72 +51,16 @@ const OF_FILE: &[&str] = &[
     "snapshots",
     "anchors",
 ];
-const OF_SOURCE: &[&str] = &[
-    "description",
-    "database",
-    "schema",
-    "loader",
-    "loaded_at_field",
-    "loaded_at_query",
-    "freshness",
-    "meta",
-    "tags",
-    "config",
-    "quoting",
-    "overrides",
-];
-const OF_TABLE: &[&str] = &[
-    "description",
-    "identifier",
-    "loader",
-    "loaded_at_field",
-    "loaded_at_query",
-    "freshness",
-    "meta",
-    "tags",
-    "config",
-    "quoting",
-    "external",
-];
-const OF_MODEL: &[&str] = &[
-    "description",
-    "docs",
-    "meta",
-    "tags",
-    "access",
-    "group",
-    "latest_version",
-    "deprecation_date",
-    "constraints",
-    "time_spine",
-    "primary_key",
-];
-const OF_COLUMN: &[&str] = &[
-    "description",
-    "data_type",
-    "meta",
-    "tags",
-    "docs",
-    "config",
-    "quote",
-    "constraints",
-    "policy_tags",
-    "granularity",
-];
+/// Of a source and of each of its tables.
+const OF_SOURCES: &[&str] = &["loader", "loaded_at_field", "loaded_at_query", "freshness", "config", "quoting"];
+const OF_SOURCE: &[&str] = &["database", "schema", "overrides"];
+const OF_TABLE: &[&str] = &["identifier", "external"];
+const OF_MODEL: &[&str] =
+    &["docs", "group", "access", "latest_version", "deprecation_date", "constraints", "time_spine", "primary_key"];
+const OF_COLUMN: &[&str] = &["docs", "data_type", "config", "quote", "constraints", "policy_tags", "granularity"];
 /// What a test's `config` may say that does not change its answer.
-const OF_TEST: &[&str] = &[
-    "tags",
-    "meta",
-    "docs",
-    "description",
-    "group",
-    "alias",
-    "schema",
-    "database",
-    "limit",
-    "store_failures",
-    "store_failures_as",
-];
+const OF_TEST: &[&str] =
+    &["docs", "group", "alias", "schema", "database", "limit", "store_failures", "store_failures_as"];
 /// What would change a test's answer in a way that a maintained one does not have.
 pub(super) const REFUSED_OF_TEST: &[&str] = &["error_if", "warn_if", "fail_calc"];
 
@@ -123,28 +69,28 @@ pub(super) fn read(cx: &Context<'_>, path: &Path, text: &str) -> Vec<Described> 
     let file = path.display().to_string();
     let table = match parse(text) {
         Ok(table) => table,
-        Err(reason) => {
-            cx.problem(file, reason);
+        Err((line, reason)) => {
+            cx.problem(line.map_or(file.clone(), |line| format!("{file}:{line}")), reason);
             return Vec::new();
         }
     };
     let mut root = Section::new(cx, format!("{file}: "), table);
     let mut found = Vec::new();
     for (name, mut source) in entries(&mut root, "sources", "source") {
-        ignore(&mut source, OF_SOURCE);
+        ignore(&mut source, &[ANYWHERE, OF_SOURCES, OF_SOURCE]);
         for (table, mut entry) in entries(&mut source, "tables", "table") {
-            ignore(&mut entry, OF_TABLE);
+            ignore(&mut entry, &[ANYWHERE, OF_SOURCES, OF_TABLE]);
             let described = described(entry, Some(name.clone()), table, BTreeMap::new());
             found.push(described);
         }
         source.finish();
     }
     for (name, mut model) in entries(&mut root, "models", "model") {
-        ignore(&mut model, OF_MODEL);
+        ignore(&mut model, &[ANYWHERE, OF_MODEL]);
         let config = model.take_table("config");
         found.push(described(model, None, name, config.into_iter().collect()));
     }
-    ignore(&mut root, OF_FILE);
+    ignore(&mut root, &[OF_FILE]);
     root.finish();
     found
 }
@@ -159,7 +105,7 @@ fn described(
     let mut found = tests(&mut entry, None);
     let mut columns = Vec::new();
     for (column, mut of_column) in entries(&mut entry, "columns", "column") {
-        ignore(&mut of_column, OF_COLUMN);
+        ignore(&mut of_column, &[ANYWHERE, OF_COLUMN]);
         found.extend(tests(&mut of_column, Some(&column)));
         columns.push((of_column.path().to_string(), column));
         of_column.finish();
@@ -198,8 +144,8 @@ fn entries<'a>(parent: &mut Section<'a>, key: &'static str, noun: &str) -> Vec<(
     found
 }
 
-fn ignore(section: &mut Section<'_>, keys: &'static [&'static str]) {
-    for key in keys {
+fn ignore(section: &mut Section<'_>, lists: &[&'static [&'static str]]) {
+    for key in lists.iter().copied().flatten() {
         section.take(key);
     }
 }
@@ -264,7 +210,7 @@ fn test(cx: &Context<'_>, key: String, item: Value, column: Option<&str>) -> Opt
                 of.problem(key, "is not supported: a test fails with its first failing row");
             }
         }
-        ignore(of, OF_TEST);
+        ignore(of, &[ANYWHERE, OF_TEST]);
     }
     config.finish();
     let mut column = column.map(str::to_string);
@@ -288,15 +234,16 @@ fn test(cx: &Context<'_>, key: String, item: Value, column: Option<&str>) -> Opt
 }
 
 /// YAML as the tables that [`Section`] reads. A key without a value is as good as none.
-fn parse(text: &str) -> Result<Table, String> {
+fn parse(text: &str) -> Result<Table, (Option<usize>, String)> {
     use serde_yaml_ng::Value as Yaml;
-    let mut yaml: Yaml = serde_yaml_ng::from_str(text).map_err(|e| format!("is no YAML: {e}"))?;
-    yaml.apply_merge().map_err(|e| format!("has a merge key that does not merge: {e}"))?;
+    let wrong = |what: &str, e: serde_yaml_ng::Error| (e.location().map(|l| l.line()), format!("{what}: {e}"));
+    let mut yaml: Yaml = serde_yaml_ng::from_str(text).map_err(|e| wrong("is no YAML", e))?;
+    yaml.apply_merge().map_err(|e| wrong("has a merge key that does not merge", e))?;
     match yaml {
         Yaml::Null => Ok(Table::new()),
-        yaml => match value(yaml)? {
+        yaml => match value(yaml).map_err(|reason| (None, reason))? {
             Some(Value::Table(table)) => Ok(table),
-            _ => Err("is not a mapping with sources: or models:".into()),
+            _ => Err((None, "is not a mapping with sources: or models:".into())),
         },
     }
 }

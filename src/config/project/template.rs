@@ -69,6 +69,15 @@ impl Template {
         Ok(Template { path, text, pieces })
     }
 
+    /// Where a word first stands in it, or else the file.
+    pub fn place(&self, word: &str) -> String {
+        let path = self.path.display();
+        match self.text.find(word) {
+            Some(at) => format!("{path}:{}", self.text[..at].matches('\n').count() + 1),
+            None => path.to_string(),
+        }
+    }
+
     /// The template for Jinja, with its marks.
     pub fn marked(&self, marks: &mut Marks) -> String {
         self.write(0..self.pieces.len(), Some(marks))

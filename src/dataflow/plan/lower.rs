@@ -3,7 +3,7 @@
 //! The invariant: a node's columns are those of the logical plan it stands for, in order. Whatever has no operator, or has no defined answer,
 //! is refused by name; nothing is approximated.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BooleanArray};
@@ -48,6 +48,8 @@ pub(super) type Relations = HashMap<String, NodeId>;
 pub(super) struct Lowering<'a> {
     pub graph: &'a mut Graph,
     pub relations: &'a Relations,
+    /// Which of the relations are tables: whatever else is made of a source as it is has other names for its columns.
+    pub tables: &'a BTreeSet<String>,
     pub props: ExecutionProps,
     pub model: Arc<str>,
 }
@@ -84,7 +86,8 @@ impl Lowering<'_> {
                     stages.push(Stage::Filter(self.physical(filter, &schema)?));
                 }
                 let kept = self.graph.schema(node);
-                let of_source = matches!(self.graph.nodes[node].operator, Operator::Source { .. });
+                let of_source =
+                    self.tables.contains(name) && matches!(self.graph.nodes[node].operator, Operator::Source { .. });
                 let places: Vec<usize> = match &scan.projection {
                     Some(columns) => columns.clone(),
                     None => (0..plan.schema().fields().len()).collect(),

@@ -211,7 +211,7 @@ fn what_is_wrong_in_a_template_is_named_by_file_and_line() {
     check(
         "{{ config(materialized='clone') }}",
         "",
-        &["models/m.sql: materialized is \"clone\"; view, ephemeral, table and incremental are possible"],
+        &["models/m.sql:1: materialized is \"clone\"; view, ephemeral, table and incremental are possible"],
     );
     check(
         "a",
@@ -312,9 +312,9 @@ fn the_graph_is_put_in_order_and_cut_to_what_is_needed() {
         "",
         &[("a", "c"), ("b", "a"), ("c", "b"), ("d", "a")],
         &[],
-        "models/a.sql: the models refer to each other in a cycle: a -> c -> b -> a",
+        "models/a.sql:1: the models refer to each other in a cycle: a -> c -> b -> a",
     );
-    check("view = \"a\"", &[("a", "a")], &[], "models/a.sql: the models refer to each other in a cycle: a -> a");
+    check("view = \"a\"", &[("a", "a")], &[], "models/a.sql:1: the models refer to each other in a cycle: a -> a");
     check("", &[("x/a", ""), ("y/a", "")], &[], "models/y/a.sql: there is a model a already, in models/x/a.sql");
     check(
         "",
@@ -326,10 +326,15 @@ fn the_graph_is_put_in_order_and_cut_to_what_is_needed() {
         "",
         &[("a", "b")],
         &[("models/b.sql", "{{ config(enabled=false) }}")],
-        "models/a.sql: refers to b, which is not enabled",
+        "models/a.sql:1: refers to b, which is not enabled",
     );
     let yaml = "models: [{name: b, config: {enabled: false}}]";
-    check("", &[("a", "b"), ("b", "")], &[("models/p.yaml", yaml)], "models/a.sql: refers to b, which is not enabled");
+    check(
+        "",
+        &[("a", "b"), ("b", "")],
+        &[("models/p.yaml", yaml)],
+        "models/a.sql:1: refers to b, which is not enabled",
+    );
     // A test keeps the models that it reads.
     let yaml = "models: [{name: c, columns: [{name: x, tests: [not_null]}]}]";
     check("view = \"a\"", &[("a", ""), ("b", ""), ("c", "b"), ("d", "c")], &[("models/p.yml", yaml)], "a of a b c");

@@ -5,7 +5,8 @@ use crate::config::{Config, Severity, TestKind};
 
 const MODELS: &[(&str, &str)] = &[
     ("models/a.sql", "select * from {{ source('shop', 'product') }}"),
-    ("models/v.sql", "select * from {{ ref('a') }}"),
+    ("models/other.sql", "select 1 as id"),
+    ("models/v.sql", "select * from {{ ref('a') }}, {{ ref('other') }}"),
     (
         "tests/generic/odd.sql",
         "{% test odd(model, column_name, by=2) %}\nselect * from {{ model }}\nwhere {{ column_name }} % {{ by }} = 1\n{% endtest %}",
@@ -91,11 +92,11 @@ fn data_tests_are_read_as_dbt_has_them() {
         "[{accepted_values: {values: [1], quote: true}}]",
         ("accepted_values_a_c__True__1", Error, r#""c" not in ('1')"#),
     );
-    let related = r#""c" is not null and "c" not in (select "id" from "v" where "id" is not null)"#;
+    let related = r#""c" is not null and "c" not in (select "id" from "other" where "id" is not null)"#;
     check(
         "column",
-        "[{relationships: {to: \"ref('v')\", field: id}}]",
-        ("relationships_a_c__id__ref_v_", Error, related),
+        "[{relationships: {to: \"ref('other')\", field: id}}]",
+        ("relationships_a_c__id__ref_other_", Error, related),
     );
     let related = r#""c" is not null and "c" not in (select "id" from "shop__category" where "id" is not null)"#;
     check(
@@ -128,7 +129,7 @@ fn data_tests_are_read_as_dbt_has_them() {
         ("models/y.sql", "select 1"),
     ];
     let config = load_files("view = \"v\"", &[MODELS, &more].concat()).unwrap();
-    assert_eq!(config.models.iter().map(|m| m.name.as_str()).collect::<Vec<_>>(), ["a", "v", "w", "x"]);
+    assert_eq!(config.models.iter().map(|m| m.name.as_str()).collect::<Vec<_>>(), ["x", "a", "other", "v", "w"]);
     assert_eq!(config.tests[0].predicate().unwrap(), r#"not (c in (select c from "x"))"#);
     assert!(matches!(&config.tests[1].kind, TestKind::Query { sql } if sql.contains(r#"c % "w" = 1"#)));
     assert!(
@@ -267,7 +268,9 @@ fn what_is_wrong_in_properties_is_named_by_file_and_key() {
     );
     check(
         "models:\n  - name: [",
-        &["models/p.yml: is no YAML: did not find expected node content at line 3 column 1, while parsing a flow node"],
+        &[
+            "models/p.yml:3: is no YAML: did not find expected node content at line 3 column 1, while parsing a flow node",
+        ],
     );
     check("- a", &["models/p.yml: is not a mapping with sources: or models:"]);
     let error = load_files(

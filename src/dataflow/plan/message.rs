@@ -1,0 +1,43 @@
+//! What DataFusion's errors say, without how it says it: no names of its kinds of errors, no backtrace, no names that are ours alone.
+
+use datafusion::common::SchemaError;
+use datafusion::error::DataFusionError;
+use datafusion::sql::sqlparser::parser::ParserError;
+
+/// The errors that were found together.
+pub(super) fn leaves(error: &DataFusionError) -> impl Iterator<Item = &DataFusionError> {
+    error.iter().flat_map(|e| {
+        let root = e.find_root();
+        // A diagnostic is lost with what is around its error; what is gathered further down is not.
+        if let DataFusionError::Collection(_) = root { root.iter().collect::<Vec<_>>() } else { vec![e] }
+    })
+}
+
+/// One sentence; what stood on several lines is put on one.
+pub(super) fn message(error: &DataFusionError) -> String {
+    let root = error.find_root();
+    let text = match root {
+        DataFusionError::SQL(e, _) => match &**e {
+            ParserError::ParserError(text) | ParserError::TokenizerError(text) => text.clone(),
+            ParserError::RecursionLimitExceeded => "recursion limit exceeded".into(),
+        },
+        DataFusionError::Internal(text) => text.clone(),
+        other => other.message().into_owned(),
+    };
+    let text = text.split(DataFusionError::BACK_TRACE_SEP).next().unwrap_or_default();
+    let text = text.replace("datafusion.public.", "");
+    text.split('\n').map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ").trim_end_matches('.').into()
+}
+
+/// The line that an error has of itself, from 1.
+pub(super) fn line(error: &DataFusionError) -> Option<u64> {
+    let spanned = error.diagnostic().and_then(|d| d.span);
+    let span = spanned.or_else(|| match error.find_root() {
+        DataFusionError::SchemaError(e, _) => match &**e {
+            SchemaError::FieldNotFound { field, .. } | SchemaError::AmbiguousReference { field } => field.spans.first(),
+            _ => None,
+        },
+        _ => None,
+    });
+    span.map(|s| s.start.line).filter(|line| *line > 0)
+}
