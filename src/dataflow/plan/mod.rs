@@ -5,6 +5,7 @@
 
 mod lower;
 mod opaque;
+mod subquery;
 
 use std::fmt;
 use std::sync::Arc;
@@ -168,6 +169,9 @@ impl Plan {
                 From::Model(_) => located(&steps, &step.name(), refusal),
                 _ => step.refused(refusal),
             };
+            if let Some(refusal) = subquery::of_several_rows(frame.logical_plan()).map_err(|e| step.error(&e))? {
+                return Err(at(refusal));
+            }
             if let Work::Inline(name) = &step.work {
                 context.register_table(name.as_str(), frame.into_view()).map_err(|e| step.error(&e))?;
                 continue;
