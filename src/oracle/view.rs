@@ -16,6 +16,7 @@ use datafusion::catalog::MemTable;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::error::Result;
 use datafusion::execution::SessionStateBuilder;
+use datafusion::logical_expr::expr::NullTreatment;
 use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::optimizer::Optimizer;
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
@@ -24,7 +25,7 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 
 use super::database::Database;
 use crate::config::{Line, Materialized, Model};
-use crate::dataflow::{Engine, Handle, Plan, PlanError};
+use crate::dataflow::{Engine, FailedRow, Handle, Plan, PlanError};
 use crate::decode::Decoded;
 use crate::time::Epoch;
 
@@ -47,7 +48,7 @@ pub enum Broken {
     Order { expected: u64, found: u64 },
     #[error("rows that failed where no expression can fail: {0}")]
     Failed(String),
-    #[error("a row of the view is there {0} times")]
+    #[error("a row of the view, or one that fails, is there {0} times")]
     Negative(isize),
 }
 
@@ -58,6 +59,8 @@ pub struct Maintained {
     /// How many of the database's tables it knows.
     tables: usize,
     rows: BTreeMap<Box<[u8]>, isize>,
+    /// Rows that fail now; `None` where none may.
+    failed: Option<BTreeMap<FailedRow, isize>>,
     sent: u64,
     received: u64,
 }
@@ -70,11 +73,18 @@ impl Maintained {
         Plan::query(&models, VIEW, &database.plan_tables())
     }
 
-    pub fn start(plan: Plan, database: &Database, workers: usize) -> std::result::Result<Maintained, Broken> {
+    /// Starts the view with so many workers; rows of it may fail, or that is a failure of the view.
+    pub fn start(
+        plan: Plan,
+        database: &Database,
+        workers: usize,
+        may_fail: bool,
+    ) -> std::result::Result<Maintained, Broken> {
         let row_types = database.row_types();
         let (schema, tables) = (plan.view_schema().clone(), row_types.len());
         let handle = Engine::start(plan, row_types, workers).map_err(Broken::Start)?;
-        Ok(Maintained { handle, schema, tables, rows: BTreeMap::new(), sent: 0, received: 0 })
+        let failed = may_fail.then(BTreeMap::new);
+        Ok(Maintained { handle, schema, tables, rows: BTreeMap::new(), failed, sent: 0, received: 0 })
     }
 
     /// Sends an epoch.
@@ -93,8 +103,9 @@ impl Maintained {
         if output.epoch != Epoch(expected) {
             return Err(Broken::Order { expected, found: output.epoch.0 });
         }
-        if let Some(failed) = output.failed_rows.first() {
-            return Err(Broken::Failed(failed.reason.clone()));
+        for row in output.failed_rows {
+            let Some(failed) = &mut self.failed else { return Err(Broken::Failed(row.reason)) };
+            *failed.entry(FailedRow { diff: 0, ..row }).or_default() += row.diff;
         }
         for (row, diff) in output.diffs {
             let count = self.rows.entry(row.as_ref().into()).or_default();
@@ -104,7 +115,7 @@ impl Maintained {
             }
         }
         // Within an epoch a count may pass through anything; at its end it may not.
-        match self.rows.values().find(|count| **count < 0) {
+        match self.rows.values().chain(self.failed.iter().flat_map(BTreeMap::values)).find(|count| **count < 0) {
             Some(count) => Err(Broken::Negative(*count)),
             None => Ok(()),
         }
@@ -180,7 +191,15 @@ impl Batch {
                 expr.apply(|e| {
                     match e {
                         Expr::AggregateFunction(call) => found.push(format!("{}()", call.func.name())),
-                        Expr::WindowFunction(call) => found.push(format!("{}() over", call.fun.name())),
+                        Expr::WindowFunction(call) => {
+                            found.push(format!("{}() over", call.fun.name()));
+                            if call.params.null_treatment == Some(NullTreatment::IgnoreNulls) {
+                                found.push("ignore nulls".into());
+                            }
+                            if !call.params.window_frame.is_ever_expanding() {
+                                found.push("sliding frame".into());
+                            }
+                        }
                         Expr::Case(_) => found.push("case".into()),
                         _ => {}
                     }
@@ -200,6 +219,9 @@ const WRONG_RULES: &[&str] = &[
     // Takes the column after an expression for the key of the groups below it, and drops the others from `group by` and `order by`:
     // select label, count(*) from (select upper(x) as label, g from (select g, max(x) as x from t group by g)) group by label, g
     "optimize_projections",
+    // Believes the same of the keys of an order, over the same projection:
+    // select 2 as a, c as b from (select c from t group by c) order by a, b limit 3
+    "eliminate_duplicated_expr",
     // Moves a predicate through a projection and leaves the columns' numbers as they were:
     // select b.x from a right join b on a.k = b.k where abs(a.k) not between 1 and 3
     "FilterPushdown",

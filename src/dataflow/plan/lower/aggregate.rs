@@ -91,6 +91,13 @@ impl Lowering<'_> {
         if name.starts_with("approx_percentile") || name == "approx_median" {
             return refuse(&word, format!("{name}() depends on the order in which rows come"));
         }
+        let nested = function.expressions().iter().any(|e| e.data_type(arrow).is_ok_and(|ty| ty.is_nested()));
+        if nested && (name == "min" || name == "max") {
+            return refuse(
+                &word,
+                format!("{name}() of a list or a struct has no defined answer where they have nulls"),
+            );
+        }
         let distinct = function.is_distinct();
         let unordered = AggregateExprBuilder::new(Arc::new(function.fun().clone()), function.expressions())
             .schema(arrow.clone())
