@@ -4,6 +4,7 @@
 //! known to give wrong answers ([`WRONG_RULES`]), whatever rules the engine leaves out or adds.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use arrow::datatypes::{Schema, SchemaRef};
 use arrow_row::{RowConverter, SortField};
 use datafusion::catalog::MemTable;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::error::Result;
+use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::SessionStateBuilder;
 use datafusion::logical_expr::expr::NullTreatment;
 use datafusion::logical_expr::{Expr, LogicalPlan};
@@ -22,6 +23,7 @@ use datafusion::optimizer::Optimizer;
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::collect;
 use datafusion::prelude::{SessionConfig, SessionContext};
+use futures::FutureExt;
 
 use super::database::Database;
 use crate::config::{Line, Materialized, Model};
@@ -159,23 +161,30 @@ pub struct Batch {
 
 impl Batch {
     pub async fn plan(models: &[Named], sql: &str, database: &Database) -> Result<Batch> {
-        let (context, tables) = session(database)?;
-        for model in models {
-            let view = context.sql(&model.sql).await?.into_view();
-            context.register_table(model.name.as_str(), view)?;
-        }
-        let plan = context.sql(sql).await?.into_optimized_plan()?;
-        Ok(Batch { context, plan, tables })
+        without_panic(async {
+            let (context, tables) = session(database)?;
+            for model in models {
+                let view = context.sql(&model.sql).await?.into_view();
+                context.register_table(model.name.as_str(), view)?;
+            }
+            let plan = context.sql(sql).await?.into_optimized_plan()?;
+            Ok(Batch { context, plan, tables })
+        })
+        .await
     }
 
+    /// The answer over the tables as they stand.
     pub async fn answer(&self, database: &Database) -> Result<RecordBatch> {
-        for (n, table) in self.tables.iter().enumerate() {
-            *table.batches[0].write().await = vec![database.batch(n)?];
-        }
-        let state = self.context.state();
-        let physical = state.query_planner().create_physical_plan(&self.plan, &state).await?;
-        let schema = physical.schema();
-        Ok(concat_batches(&schema, &collect(physical, self.context.task_ctx()).await?)?)
+        without_panic(async {
+            for (n, table) in self.tables.iter().enumerate() {
+                *table.batches[0].write().await = vec![database.batch(n)?];
+            }
+            let state = self.context.state();
+            let physical = state.query_planner().create_physical_plan(&self.plan, &state).await?;
+            let schema = physical.schema();
+            Ok(concat_batches(&schema, &collect(physical, self.context.task_ctx()).await?)?)
+        })
+        .await
     }
 
     /// What the query is made of: nodes, joins by kind, aggregate and window functions.
@@ -212,6 +221,12 @@ impl Batch {
         found.dedup();
         found
     }
+}
+
+/// Where DataFusion panics it has no answer, which is no failure of the engine.
+async fn without_panic<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let done = AssertUnwindSafe(work).catch_unwind().await;
+    done.unwrap_or_else(|_| Err(DataFusionError::Execution("DataFusion panicked".into())))
 }
 
 /// Rules of DataFusion 54 that change answers, each with a query that it gets wrong; the batch does without them.

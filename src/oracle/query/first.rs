@@ -5,7 +5,7 @@
 use rand::Rng;
 use rand::seq::{IndexedRandom, SliceRandom};
 
-use super::{Generator, Out, item};
+use super::{Col, Generator, Out, item};
 use crate::oracle::sql::{Sql, Twice, sql};
 
 impl Generator<'_> {
@@ -50,16 +50,18 @@ impl Generator<'_> {
     pub(super) fn distinct_on(&mut self, depth: usize) -> (Sql, Vec<Out>) {
         let (from, scope) = self.from(depth);
         let (items, outs) = self.items(&scope, None);
-        let (mut on, mut order) = (Vec::new(), Vec::new());
-        while on.is_empty() || (on.len() < 2 && self.chance(30)) {
-            let ty = self.type_in(&scope);
-            let Some(column) = self.column(ty, &scope) else { continue };
-            order.push(Sql::from(format!("{column}{}", self.direction())));
-            on.push(column);
+        // Each column once: DataFusion's `first_value` panics over an order that says something twice.
+        let mut columns: Vec<&Col> = scope.iter().collect();
+        columns.shuffle(&mut self.rng);
+        let groups = self.rng.random_range(1..=2).min(columns.len());
+        let on: Vec<&str> = columns[..groups].iter().map(|c| c.name.as_str()).collect();
+        let mut order: Vec<Sql> = on.iter().map(|column| format!("{column}{}", self.direction()).into()).collect();
+        for column in &columns[groups..] {
+            let text = format!("{}{}", column.name, self.direction());
+            order.push(Sql::While { bound: column.bound.clone(), text });
         }
-        let more = Sql::Clause(", ", Box::new(self.total_keys(&scope)));
         let on = format!("distinct on ({}) ", on.join(", "));
-        (sql!("select ", on, Sql::List(", ", items), from, " order by ", Sql::List(", ", order), more), outs)
+        (sql!("select ", on, Sql::List(", ", items), from, " order by ", Sql::List(", ", order)), outs)
     }
 
     /// One row of each group of a table, the first or the last in an order with ties. Which of them it is, is not said, but it is one of them:

@@ -191,16 +191,12 @@ impl Generator<'_> {
     }
 
     fn total_order(&mut self, scope: &[Col]) -> Sql {
-        Sql::Clause(" order by ", Box::new(self.total_keys(scope)))
-    }
-
-    pub(super) fn total_keys(&mut self, scope: &[Col]) -> Sql {
         let mut order = Vec::new();
         while order.len() < 2 && self.chance(60) {
             let (ty, depth) = (self.type_in(scope), usize::from(self.chance(20)));
             order.push(sql!(self.scalar(ty, depth, scope), self.direction()));
         }
         order.extend(scope.iter().map(tie));
-        Sql::List(", ", order)
+        Sql::Clause(" order by ", Box::new(Sql::List(", ", order)))
     }
 }
