@@ -4,7 +4,7 @@
 //! query has such an expression: what reads rows that fail never gets them.
 
 use rand::Rng;
-use rand::seq::IndexedRandom;
+use rand::seq::SliceRandom;
 
 use super::{Generator, Out};
 use crate::oracle::sql::{Sql, Twice, sql};
@@ -14,13 +14,11 @@ impl Generator<'_> {
     /// The query with an expression that may fail, as a column more or as a condition; `None` where no column is of a type for it.
     pub(super) fn failing(&mut self, query: &Sql, outs: &[Out]) -> Option<Sql> {
         let alias = self.name("r");
-        let numbers: Vec<String> = outs
-            .iter()
-            .filter(|o| matches!(o.ty, Type::BigInt | Type::Int))
-            .map(|o| format!("{alias}.{}", o.name))
-            .collect();
-        let by = numbers.choose(&mut self.rng)?.clone();
-        let of = numbers.choose(&mut self.rng)?.clone();
+        let mut numbers: Vec<&Out> = outs.iter().filter(|o| matches!(o.ty, Type::BigInt | Type::Int)).collect();
+        numbers.shuffle(&mut self.rng);
+        let (by, ty) = (format!("{alias}.{}", numbers.first()?.name), numbers[0].ty.sql());
+        // Not by itself: that is simplified to a constant which does not fail.
+        let of = numbers.get(1).map_or("10".into(), |o| format!("{alias}.{}", o.name));
         let (text, defined, passes) = match self.rng.random_range(0..3) {
             0 => {
                 let text = format!("(cast({by} as bigint) * 1000000000)");
@@ -30,7 +28,8 @@ impl Generator<'_> {
             n => {
                 let operator = ["/", "%"][n - 1];
                 let passes = format!("({by} is null or {of} is null or {by} <> 0)");
-                (format!("{of} {operator} {by}"), format!("{of} {operator} nullif({by}, 0)"), passes)
+                let by_none = format!("cast(nullif({by}, 0) as {ty})");
+                (format!("{of} {operator} {by}"), format!("{of} {operator} {by_none}"), passes)
             }
         };
         let twice = |maintained: String, batch: String| Twice { about: "rows that fail", maintained, batch };

@@ -26,12 +26,13 @@ impl Generator<'_> {
 
     /// The first rows of each group by their number, now and then with what other window functions say of them.
     pub(super) fn top_of_groups(&mut self, depth: usize) -> (Sql, Vec<Out>) {
-        let (from, scope) = self.from(depth);
+        let others = if self.chance(40) { self.rng.random_range(1..=2) } else { 0 };
+        let (from, scope) = if others > 0 { self.from_distinct(depth) } else { self.from(depth) };
         let (mut items, mut outs) = self.items(&scope, None);
         let (number, alias) = (self.name("o"), self.name("r"));
         let place = self.place(&scope);
         items.push(item(sql!("row_number() ", place.over("")), &number));
-        while outs.len() < 6 && self.chance(40) {
+        for _ in 0..others {
             let (ty, name) = (self.type_in(&scope), self.name("o"));
             items.push(item(self.window(ty, &scope, Some(&place)), &name));
             outs.push(Out { name, ty });

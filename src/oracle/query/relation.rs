@@ -5,7 +5,7 @@
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
-use super::{Col, Generator, Out, RELATIONS};
+use super::{Col, Generator, Out, RELATIONS, item};
 use crate::oracle::sql::{Kind, Sql, sql};
 use crate::oracle::table::Type;
 
@@ -27,6 +27,19 @@ impl Generator<'_> {
             false => sql!(" where ", Sql::List(" and ", conditions)).optional(),
         };
         (sql!(" from ", relation, filter), scope)
+    }
+
+    /// The same without equal rows: in a total order of these each has one place, so that several functions can say it of the same row.
+    pub(super) fn from_distinct(&mut self, depth: usize) -> (Sql, Vec<Col>) {
+        let (from, scope) = self.from(depth);
+        let alias = self.name("r");
+        let (mut items, mut columns) = (Vec::new(), Vec::new());
+        for column in scope {
+            let name = self.name("o");
+            items.push(item(column.name.into(), &name));
+            columns.push(Col { name: format!("{alias}.{name}"), ty: column.ty, bound: vec![alias.clone(), name] });
+        }
+        (sql!(" from (select distinct ", Sql::List(", ", items), from, ") as ", Sql::Bind(alias)), columns)
     }
 
     pub(super) fn relation(&mut self, depth: usize) -> (Sql, Vec<Col>) {

@@ -35,10 +35,10 @@ const FRAMES: &[&str] = &[
 
 impl Generator<'_> {
     pub(super) fn window_select(&mut self, depth: usize, outermost: bool, want: Option<&[Type]>) -> (Sql, Vec<Out>) {
-        let (from, scope) = self.from(depth);
+        let several = want.is_none() && self.chance(50);
+        let (from, scope) = if several { self.from_distinct(depth) } else { self.from(depth) };
         let (mut items, mut outs) = self.items(&scope, want);
         let place = self.place(&scope);
-        let mut qualify = Sql::from("");
         match want {
             // Where types are wanted, one of the columns is the window's.
             Some(_) => {
@@ -46,14 +46,13 @@ impl Generator<'_> {
                 items[at] = item(self.window(outs[at].ty, &scope, None), &outs[at].name);
             }
             // By itself: beside certain others DataFusion evaluates it over the whole partition, which it cannot do.
-            None if self.chance(15) => {
+            None if !several && self.chance(30) => {
                 let (ty, name) = (self.type_in(&scope), self.name("o"));
                 items.push(item(self.filled(ty, &scope), &name));
                 outs.push(Out { name, ty });
-                return (sql!("select ", Sql::List(", ", items), from), outs);
             }
             None => {
-                for _ in 0..self.rng.random_range(1..=2) {
+                for _ in 0..if several { self.rng.random_range(1..=2) } else { 1 } {
                     let name = self.name("o");
                     if outermost && self.chance(10) {
                         let of = self.scalar(Type::Double, 1, &scope);
@@ -66,18 +65,25 @@ impl Generator<'_> {
                 }
             }
         }
-        if self.chance(15) {
-            qualify = sql!(" qualify row_number() ", place.over(""), self.up_to()).optional();
-        } else if self.chance(20) {
-            let of = self.window(Type::BigInt, &scope, Some(&place)).render_part();
-            let of = Col { name: of, ty: Type::BigInt, bound: vec![] };
-            let predicate = self.predicate(0, std::slice::from_ref(&of));
-            // DataFusion wants a window in it.
-            if predicate.render().contains(&of.name) {
-                qualify = sql!(" qualify ", predicate).optional();
-            }
-        }
+        let qualify = if several { self.qualify(&place, &scope) } else { "".into() };
         (sql!("select ", Sql::List(", ", items), from, qualify), outs)
+    }
+
+    fn qualify(&mut self, place: &Place, scope: &[Col]) -> Sql {
+        match self.rng.random_range(0..10) {
+            0..3 => sql!(" qualify row_number() ", place.over(""), self.up_to()).optional(),
+            3..7 => {
+                let of = self.window(Type::BigInt, scope, Some(place)).render_part();
+                let of = Col { name: of, ty: Type::BigInt, bound: vec![] };
+                let predicate = self.predicate(0, std::slice::from_ref(&of));
+                // DataFusion wants a window in it.
+                match predicate.render().contains(&of.name) {
+                    true => sql!(" qualify ", predicate).optional(),
+                    false => "".into(),
+                }
+            }
+            _ => "".into(),
+        }
     }
 
     /// A bound on a row number.

@@ -100,6 +100,11 @@ impl Lowering<'_> {
         if let Some(reason) = undetermined(&name, function.as_ref()) {
             return refuse(&name, reason);
         }
+        // DataFusion gathers different values in a set, whose order is another each time: no lists of them, and no sums that are rounded.
+        let rounded = function.field().is_ok_and(|field| field.data_type().is_floating()) && !EXACT.contains(&&*name);
+        if is_distinct(expr) && (needs_order(&name) || rounded) {
+            return refuse(&name, format!("{name}(DISTINCT) OVER a window depends on the order of what it gathers"));
+        }
         if let Err(e) = function.create_window_fn() {
             return refuse(&name, format!("{name}() cannot be maintained over this frame: {}", message(&e)));
         }
@@ -109,6 +114,14 @@ impl Lowering<'_> {
             return refuse(&name, reason);
         }
         Ok(WindowCall { function, row_by_row: passed.is_some() })
+    }
+}
+
+fn is_distinct(expr: &Expr) -> bool {
+    match expr {
+        Expr::Alias(alias) => is_distinct(&alias.expr),
+        Expr::WindowFunction(call) => call.params.distinct,
+        _ => false,
     }
 }
 
@@ -151,6 +164,9 @@ fn rows_passed(expr: &Expr) -> Option<i64> {
 /// Window functions whose answer depends on the order of the rows.
 const ORDERED_WINDOWS: &[&str] =
     &["row_number", "lag", "lead", "ntile", "rank", "dense_rank", "percent_rank", "cume_dist"];
+
+/// Functions that give back one of their arguments.
+const EXACT: &[&str] = &["min", "max"];
 
 /// Adds the columns whose whole numbers `predicate` bounds from above.
 pub(super) fn bound(predicate: &Expr, schema: &DFSchema, bounds: &mut Bounds) {
