@@ -1,7 +1,7 @@
 //! One query twice: maintained by the engine, and computed from scratch by DataFusion.
 //!
 //! The invariant: the two share nothing but the SQL and the tables. DataFusion plans with its own optimiser, without the rules that are
-//! known to give wrong answers ([`WRONG_RULES`]), whatever rules the engine leaves out or adds.
+//! known to give wrong answers ([`WRONG_RULES`]), whatever rules the engine leaves out or adds, and with one that doubts what joins claim.
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -27,7 +27,7 @@ use futures::FutureExt;
 
 use super::database::Database;
 use crate::config::{Line, Materialized, Model};
-use crate::dataflow::{Engine, FailedRow, Handle, Plan, PlanError};
+use crate::dataflow::{DoubtJoins, Engine, FailedRow, Handle, Plan, PlanError};
 use crate::decode::Decoded;
 use crate::time::Epoch;
 
@@ -252,6 +252,7 @@ pub fn session(database: &Database) -> Result<(SessionContext, Vec<Arc<MemTable>
     logical.retain(|rule| !WRONG_RULES.contains(&rule.name()));
     let mut physical = PhysicalOptimizer::new().rules;
     physical.retain(|rule| !WRONG_RULES.contains(&rule.name()));
+    physical.insert(0, Arc::new(DoubtJoins));
     let state = SessionStateBuilder::new_with_default_features()
         .with_config(config)
         .with_optimizer_rules(logical)

@@ -3,6 +3,7 @@
 //! The invariant: a plan exists only if every node of it can be maintained incrementally and every function gives the same answer each
 //! time; what cannot is refused by name, with its line. DataFusion parses, resolves and optimises; the same plan run in batch is the oracle.
 
+mod batch;
 mod lower;
 mod opaque;
 mod subquery;
@@ -23,6 +24,7 @@ use datafusion::optimizer::Optimizer;
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 
+pub(crate) use self::batch::DoubtJoins;
 use self::lower::{Lowering, Refusal, Relations};
 use self::opaque::HideDependencies;
 use super::codec;
@@ -396,6 +398,7 @@ fn batch_context() -> SessionContext {
     logical.retain(|rule| !WRONG.contains(&rule.name()));
     let mut physical = PhysicalOptimizer::new().rules;
     physical.retain(|rule| !WRONG_IN_BATCH.contains(&rule.name()));
+    physical.insert(0, Arc::new(DoubtJoins));
     let state = SessionStateBuilder::new_with_default_features()
         .with_config(config())
         .with_optimizer_rules(logical)
