@@ -27,7 +27,7 @@ impl Generator<'_> {
     /// The first rows of each group by their number, now and then with what other window functions say of them.
     pub(super) fn top_of_groups(&mut self, depth: usize) -> (Sql, Vec<Out>) {
         let others = if self.chance(40) { self.rng.random_range(1..=2) } else { 0 };
-        let (from, scope) = if others > 0 { self.from_distinct(depth) } else { self.from(depth) };
+        let (from, scope) = if others > 0 { self.distinct_from(depth) } else { self.from(depth) };
         let (mut items, mut outs) = self.items(&scope, None);
         let (number, alias) = (self.name("o"), self.name("r"));
         let place = self.place(&scope);

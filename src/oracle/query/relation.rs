@@ -30,7 +30,7 @@ impl Generator<'_> {
     }
 
     /// The same without equal rows: in a total order of these each has one place, so that several functions can say it of the same row.
-    pub(super) fn from_distinct(&mut self, depth: usize) -> (Sql, Vec<Col>) {
+    pub(super) fn distinct_from(&mut self, depth: usize) -> (Sql, Vec<Col>) {
         let (from, scope) = self.from(depth);
         let alias = self.name("r");
         let (mut items, mut columns) = (Vec::new(), Vec::new());

@@ -36,7 +36,7 @@ const FRAMES: &[&str] = &[
 impl Generator<'_> {
     pub(super) fn window_select(&mut self, depth: usize, outermost: bool, want: Option<&[Type]>) -> (Sql, Vec<Out>) {
         let several = want.is_none() && self.chance(50);
-        let (from, scope) = if several { self.from_distinct(depth) } else { self.from(depth) };
+        let (from, scope) = if several { self.distinct_from(depth) } else { self.from(depth) };
         let (mut items, mut outs) = self.items(&scope, want);
         let place = self.place(&scope);
         match want {
