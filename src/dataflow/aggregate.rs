@@ -112,7 +112,7 @@ impl Aggregate {
 
     fn results(&self, group: &Group) -> Results {
         let columns = self.arguments.schema();
-        self.calls.iter().zip(&group.accumulators).map(|(call, a)| call.result(a, columns)).collect()
+        self.calls.iter().enumerate().map(|(n, call)| call.result(n, &group.accumulators, columns)).collect()
     }
 
     fn emit(&self, changes: Vec<(Key, isize, Results)>) -> Result<Applied> {

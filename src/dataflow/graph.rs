@@ -89,8 +89,15 @@ pub(super) enum Emit {
 #[derive(Clone, Debug)]
 pub(super) struct WindowCalls {
     pub order: Vec<PhysicalSortExpr>,
-    pub calls: Vec<Arc<dyn WindowExpr>>,
+    pub calls: Vec<WindowCall>,
     pub results: SchemaRef,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct WindowCall {
+    pub function: Arc<dyn WindowExpr>,
+    /// DataFusion evaluates it rightly only for one row after the other.
+    pub row_by_row: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -218,7 +225,7 @@ impl Node {
                 format!("aggregate: {}", list(&mut calls.iter().map(|c| c.to_string())))
             }
             Operator::Window { window, .. } => {
-                format!("window: {}", list(&mut window.calls.iter().map(|c| c.name().to_string())))
+                format!("window: {}", list(&mut window.calls.iter().map(|c| c.function.name().to_string())))
             }
             Operator::TopK { order, skip, fetch, rank, .. } => {
                 let order = list(&mut order.iter().map(|o| o.to_string()));

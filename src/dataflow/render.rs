@@ -13,7 +13,7 @@ use timely::container::CapacityContainerBuilder;
 use timely::dataflow::Scope;
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::generic::Operator as _;
-use timely::dataflow::operators::{Concatenate, Exchange, ToStream};
+use timely::dataflow::operators::{Concatenate, Exchange, Inspect, ToStream};
 
 use super::aggregate::{Aggregate, Applied};
 use super::codec::concat;
@@ -176,6 +176,7 @@ impl<'scope, 'a> Rendering<'scope, 'a> {
             Operator::Constant { rows } => {
                 // One worker has them; they are there before the first epoch.
                 let rows = if self.index == 0 { rows.clone() } else { vec![] };
+                share.updates(rows.len());
                 rows.into_iter().map(|row| (row, 0, 1)).to_stream(self.scope)
             }
             Operator::Linear { input, stages } => {
@@ -185,7 +186,11 @@ impl<'scope, 'a> Rendering<'scope, 'a> {
             Operator::Key { .. } => unreachable!("keyed nodes are built by themselves"),
             Operator::Union { inputs } => {
                 let inputs: Vec<_> = inputs.iter().map(|i| self.rows(*i)).collect();
-                self.scope.concatenate(inputs)
+                self.scope.concatenate(inputs).inspect_core(move |event| {
+                    if let Ok((_, updates)) = event {
+                        share.updates(updates.len());
+                    }
+                })
             }
             Operator::Join { left, right } => {
                 let (left, right) = (self.arrangement(*left), self.arrangement(*right));

@@ -193,6 +193,29 @@ fn a_row_that_fails_is_left_out_alone() {
 }
 
 #[test]
+fn every_operator_tells_what_it_holds_and_did() {
+    let sql =
+        "select id, name from shop__product where price > 1 union all select id + 10 as id, name from shop__product";
+    let row_type = RowType::from_contract(&source()).unwrap();
+    let put = |id: i64| change(&row_type, id, &Step::Put(id, Some("a".into()), id));
+    let changes = vec![vec![put(1), put(2)], vec![change(&row_type, 3, &Step::Delete(2))]];
+    let handle = Engine::start(plan(sql).unwrap(), vec![Arc::new(row_type)], 2).unwrap();
+    // Rows that the view holds then, and updates that the union has put out.
+    let expected = [(3, 3), (1, 5)];
+    for (epoch, (changes, (held, put_out))) in (1..).zip(changes.into_iter().zip(expected)) {
+        handle.send(Epoch(epoch), vec![batch(changes)]).unwrap();
+        let output = handle.recv(Duration::from_secs(30)).unwrap().unwrap();
+        assert_eq!(output.view_rows, held as usize);
+        let operators = handle.operators();
+        let view = operators.last().unwrap();
+        assert_eq!((view.state_rows, view.updates), (held, put_out), "{view:?}");
+        assert!(view.state_bytes >= 9 * held, "each row has at least the bytes of its key: {view:?}");
+        let union = operators.iter().find(|o| o.operator.starts_with("union")).unwrap();
+        assert_eq!((union.state_rows, union.updates), (0, put_out));
+    }
+}
+
+#[test]
 fn what_cannot_be_maintained_is_refused_by_name_and_line() {
     let check = |sql: &str, expect: &str| {
         let error = plan(sql).unwrap_err().to_string();

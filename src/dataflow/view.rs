@@ -8,6 +8,7 @@ use ahash::AHashMap;
 use differential_dataflow::consolidation::consolidate;
 
 use super::key::{Key, Value};
+use super::stats::Size;
 use super::{Row, ViewChange};
 
 /// One diff of the view: key, row, diff.
@@ -19,6 +20,7 @@ pub(super) struct View {
     rows: AHashMap<Key, Row>,
     /// All rows of the keys that have several.
     several: AHashMap<Key, BTreeMap<Row, isize>>,
+    size: Size,
 }
 
 impl View {
@@ -38,11 +40,13 @@ impl View {
                 (None, Some(old)) => BTreeMap::from([(old.clone(), 1)]),
                 (None, None) => BTreeMap::new(),
             };
+            all.keys().for_each(|row| self.size.remove(key.len() + row.len()));
             for (row, diff) in of_key {
                 let count = all.entry(row).or_default();
                 *count += diff;
             }
             all.retain(|_, count| *count != 0);
+            all.keys().for_each(|row| self.size.add(key.len() + row.len()));
             let new = all.keys().next().cloned();
             match &new {
                 Some(row) => {
@@ -60,6 +64,11 @@ impl View {
             }
         }
         changes
+    }
+
+    /// Its different rows with their keys.
+    pub fn size(&self) -> Size {
+        self.size
     }
 
     pub fn len(&self) -> usize {
@@ -90,7 +99,7 @@ mod tests {
         assert_eq!(view.apply(vec![diff(1, 1, 1), diff(1, 1, -1), diff(1, 2, 1)]), [change(1, Some(2))]);
         assert_eq!(view.apply(vec![diff(1, 2, -1), diff(1, 2, 1)]), []);
         assert_eq!(view.apply(vec![diff(1, 2, -1)]), [change(1, None)]);
-        assert_eq!(view.len(), 0);
+        assert_eq!((view.len(), view.size()), (0, Size::default()));
     }
 
     #[test]
@@ -98,7 +107,7 @@ mod tests {
         let mut view = View::default();
         view.apply(vec![diff(1, 5, 1)]);
         assert_eq!(view.apply(vec![diff(1, 3, 1)]), [change(1, Some(3))]);
-        assert_eq!((view.len(), view.duplicates()), (1, 1));
+        assert_eq!((view.len(), view.duplicates(), view.size()), (1, 1, Size { rows: 2, bytes: 4 }));
         assert_eq!(view.apply(vec![diff(1, 3, -1)]), [change(1, Some(5))]);
         assert_eq!(view.duplicates(), 0);
         assert_eq!(view.apply(vec![diff(1, 5, 1)]), [], "the same row twice is one row");

@@ -9,14 +9,16 @@ use ahash::AHashMap;
 use arrow::array::{ArrayRef, RecordBatch, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow_row::{RowConverter, SortField};
+use datafusion::common::ScalarValue;
 use datafusion::error::Result;
 use datafusion::physical_expr::PhysicalSortExpr;
+use datafusion::physical_expr::window::StandardWindowExpr;
 use differential_dataflow::consolidation::consolidate;
 
 use super::Row;
 use super::aggregate::Applied;
 use super::codec::{Codec, concat};
-use super::graph::WindowCalls;
+use super::graph::{WindowCall, WindowCalls};
 use super::key::{Key, Value};
 use super::stats::Size;
 
@@ -174,7 +176,7 @@ impl Windows {
                 }
                 let batch: RecordBatch = self.rows.decode(rows.iter().map(|row| &***row))?;
                 let columns: Vec<ArrayRef> =
-                    window.calls.iter().map(|call| call.evaluate(&batch)).collect::<Result<_>>()?;
+                    window.calls.iter().map(|call| evaluate(call, &batch)).collect::<Result<_>>()?;
                 let mut each = rows.iter();
                 results.encode(&columns, rows.len(), |bytes| {
                     let row = each.next().expect("a row for each result");
@@ -184,4 +186,16 @@ impl Windows {
         }
         Ok(())
     }
+}
+
+/// A call's results over a partition.
+fn evaluate(call: &WindowCall, rows: &RecordBatch) -> Result<ArrayRef> {
+    let standard = call.function.as_any().downcast_ref::<StandardWindowExpr>();
+    let Some(function) = standard.filter(|_| call.row_by_row) else {
+        return call.function.evaluate(rows);
+    };
+    let (arguments, count) = (call.function.evaluate_args(rows)?, rows.num_rows());
+    let mut evaluator = function.get_standard_func_expr().create_evaluator()?;
+    let mut of_row = |n| evaluator.get_range(n, count).and_then(|range| evaluator.evaluate(&arguments, &range));
+    ScalarValue::iter_to_array((0..count).map(&mut of_row).collect::<Result<Vec<_>>>()?)
 }

@@ -230,8 +230,9 @@ fn run(
         inputs
     });
     if let Some((commands, results)) = seed {
-        let (failures, dead, keyed) = (failures.clone(), dead.clone(), plan.keyed);
-        let feed = Feed { inputs, probe, gathered, failures, commands, results, keyed, dead };
+        let (failures, dead) = (failures.clone(), dead.clone());
+        let view = plan.keyed.then(|| (View::default(), Share::new(stats[plan.view].clone())));
+        let feed = Feed { inputs, probe, gathered, failures, commands, results, view, dead };
         feed.run(worker);
     }
     // The others only have their share of the work, and end when the first one closes its inputs.
@@ -295,7 +296,8 @@ struct Feed {
     failures: Failures,
     commands: Receiver<(Epoch, Vec<Decoded>)>,
     results: std::sync::mpsc::Sender<EpochOutput>,
-    keyed: bool,
+    /// `None` where the view's rows come out as a multiset.
+    view: Option<(View, Share)>,
     dead: Arc<AtomicBool>,
 }
 
@@ -304,7 +306,6 @@ impl Feed {
         let peers = worker.peers() as u64;
         let hasher = hasher();
         let mut applied = Position::default();
-        let mut view = View::default();
         let mut under_way: VecDeque<Epoch> = VecDeque::new();
         while !self.dead.load(Ordering::SeqCst) {
             // With nothing under way there is nothing to step for: sleep until something comes.
@@ -348,7 +349,8 @@ impl Feed {
             }
             while let Some(epoch) = under_way.front().copied().filter(|e| !self.probe.less_than(&(e.0 + 1))) {
                 under_way.pop_front();
-                if self.results.send(self.output(epoch, &mut view)).is_err() {
+                let output = self.output(epoch);
+                if self.results.send(output).is_err() {
                     return;
                 }
             }
@@ -360,7 +362,7 @@ impl Feed {
     }
 
     /// What an epoch that is over came to; constants, which were there before the first epoch, come with it.
-    fn output(&self, epoch: Epoch, view: &mut View) -> EpochOutput {
+    fn output(&mut self, epoch: Epoch) -> EpochOutput {
         let (keyed, mut diffs, mut violations) = {
             let mut gathered = self.gathered.borrow_mut();
             (
@@ -377,8 +379,12 @@ impl Feed {
         // A row that failed on two ways with one result each way has not changed.
         consolidate(&mut failed);
         let failed_rows = failed.into_iter().map(|((row, reason), diff)| FailedRow { row, reason, diff }).collect();
-        let changes = if self.keyed { view.apply(keyed) } else { Vec::new() };
-        let (view_rows, duplicate_keys) = (view.len(), view.duplicates());
+        let (mut changes, mut view_rows, mut duplicate_keys) = (Vec::new(), 0, 0);
+        if let Some((view, share)) = &mut self.view {
+            changes = view.apply(keyed);
+            share.holds(view.size());
+            (view_rows, duplicate_keys) = (view.len(), view.duplicates());
+        }
         EpochOutput { epoch, changes, diffs, view_rows, duplicate_keys, failed_rows, violations }
     }
 }

@@ -9,6 +9,7 @@ use tokio::runtime::Runtime;
 use super::compare::{Difference, difference};
 use super::database::{Database, Step};
 use super::query::Query;
+use super::sql::Reader;
 use super::table::TableDef;
 use super::view::{Batch, Maintained, Named};
 use super::{query, random};
@@ -91,17 +92,18 @@ impl Case {
         })
     }
 
-    /// The models, and the query over them.
-    pub fn sql(&self) -> (Vec<Named>, String) {
+    /// The models, and the query over them, as one of the two reads them.
+    pub fn sql(&self, reader: Reader) -> (Vec<Named>, String) {
         if !self.models {
-            return (vec![], self.query.render());
+            return (vec![], self.query.render(reader));
         }
-        let named = self.query.named.iter().map(|(name, sql)| Named { name: name.clone(), sql: sql.render() });
-        (named.collect(), self.query.body.render())
+        let named = self.query.named.iter();
+        let named = named.map(|(name, sql)| Named { name: name.clone(), sql: sql.render_for(reader) });
+        (named.collect(), self.query.body.render_for(reader))
     }
 
     async fn compare(&self) -> Outcome {
-        let (models, sql) = self.sql();
+        let (models, sql) = self.sql(Reader::Batch);
         let skipped = |e: datafusion::error::DataFusionError| Outcome::Skipped(reason(&e.strip_backtrace()));
         let broken = |e: super::view::Broken| Outcome::Failed(Failure::Broken(e.to_string()));
         let mut database = Database::new(&self.tables);
@@ -120,11 +122,13 @@ impl Case {
                 Err(e) => return skipped(e),
             }
         }
+        let (models, sql) = self.sql(Reader::Engine);
+        let twice = self.query.twice();
         let plan = match Maintained::plan(&models, &sql, &database) {
             Ok(plan) => plan,
             Err(e) => return Outcome::Failed(Failure::Refused(e.to_string())),
         };
-        let mut maintained = match Maintained::start(plan, &database, self.workers) {
+        let mut maintained = match Maintained::start(plan, &database, self.workers, !twice.is_empty()) {
             Ok(maintained) => maintained,
             Err(e) => return broken(e),
         };
@@ -133,7 +137,8 @@ impl Case {
         {
             return broken(e);
         }
-        let mut agreed = Agreed { nodes: batch.nodes(), ..Agreed::default() };
+        let nodes = batch.nodes().into_iter().chain(twice.into_iter().map(Into::into)).collect();
+        let mut agreed = Agreed { nodes, ..Agreed::default() };
         let mut before = None;
         for (n, (events, expected)) in epochs.iter().enumerate() {
             if !self.pipelined

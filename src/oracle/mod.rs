@@ -27,6 +27,7 @@ use arrow::array::{Array, ArrayRef, RecordBatch};
 use case::{Agreed, Case, Failure, Outcome};
 pub use compare::{Difference, difference};
 pub use database::{Database, Event, Step};
+pub use shrink::IN_BATCH;
 pub use table::{Cells, Column, TableDef, Type};
 pub use view::{Batch, Broken, Maintained, Named, session};
 

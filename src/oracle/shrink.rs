@@ -9,8 +9,12 @@ use tokio::runtime::Runtime;
 
 use super::case::{Case, Failure, Outcome};
 use super::database::{Database, Event, Step};
+use super::sql::Reader;
 use super::table::Cells;
 use super::view::Batch;
+
+/// The line between what the engine is asked and what the batch is asked instead, in a file for tests/sql.
+pub const IN_BATCH: &str = "-- in batch";
 
 /// When to be content with what was found.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -40,7 +44,7 @@ impl Search<'_> {
     fn size(&self) -> (usize, usize, usize, usize) {
         let case = &self.case;
         let columns = case.tables.iter().map(|t| t.columns.len()).sum();
-        (case.query.render().len(), case.epochs.len(), case.epochs.iter().map(Vec::len).sum(), columns)
+        (case.query.render(Reader::Engine).len(), case.epochs.len(), case.epochs.iter().map(Vec::len).sum(), columns)
     }
 
     fn take_if_it_fails(&mut self, case: Case) -> bool {
@@ -154,11 +158,14 @@ pub fn script(case: &Case, runtime: &Runtime) -> String {
     for table in &case.tables {
         say(&format!("statement ok\n{}\n", table.create()));
     }
-    let (models, sql) = case.sql();
+    let (models, sql) = case.sql(Reader::Engine);
     for model in &models {
         say(&format!("statement ok\ncreate model {} as\n{}\n", model.name, model.sql));
     }
-    say(&format!("statement ok\ncreate materialized view v as\n{sql}\n"));
+    // What the batch is asked stands below what the engine is asked, where it is another question.
+    let (batch_models, batch_sql) = case.sql(Reader::Batch);
+    let in_batch = if case.query.twice().is_empty() { String::new() } else { format!("\n{IN_BATCH}\n{batch_sql}") };
+    say(&format!("statement ok\ncreate materialized view v as\n{sql}{in_batch}\n"));
     let mut database = Database::new(&case.tables);
     for steps in &case.epochs {
         let several = steps.len() != 1;
@@ -175,7 +182,8 @@ pub fn script(case: &Case, runtime: &Runtime) -> String {
             say("# the rows of this epoch have no row format");
         }
     }
-    let answer = runtime.block_on(async { Batch::plan(&models, &sql, &database).await?.answer(&database).await });
+    let answer =
+        runtime.block_on(async { Batch::plan(&batch_models, &batch_sql, &database).await?.answer(&database).await });
     match answer {
         Ok(answer) => {
             let types = "?".repeat(answer.num_columns().max(1));

@@ -28,6 +28,22 @@ pub enum Sql {
         bound: Vec<String>,
         text: String,
     },
+    Twice(Twice),
+}
+
+/// What the engine is asked, and what its answer has to be, put as a question to DataFusion that has only one answer.
+#[derive(Clone, Debug)]
+pub struct Twice {
+    pub about: &'static str,
+    pub maintained: String,
+    pub batch: String,
+}
+
+/// Who reads a query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    Engine,
+    Batch,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +66,12 @@ impl From<String> for Sql {
     }
 }
 
+impl From<Twice> for Sql {
+    fn from(twice: Twice) -> Sql {
+        Sql::Twice(twice)
+    }
+}
+
 /// A sequence of anything that is SQL.
 macro_rules! sql {
     ($($part:expr),* $(,)?) => { $crate::oracle::sql::Sql::Seq(vec![$($crate::oracle::sql::Sql::from($part)),*]) };
@@ -69,12 +91,25 @@ impl Sql {
         Sql::Part { kind, constant: Some(constant.into()), of: Box::new(self) }
     }
 
+    /// As the engine reads it.
     pub fn render(&self) -> String {
+        self.render_for(Reader::Engine)
+    }
+
+    pub fn render_for(&self, reader: Reader) -> String {
         let mut bound = HashSet::new();
         self.bound(&mut bound);
         let mut out = String::new();
-        self.write(&bound, &mut out);
+        self.write(reader, &bound, &mut out);
         out
+    }
+
+    /// What it says twice.
+    pub fn twice(&self, found: &mut Vec<&'static str>) {
+        match self {
+            Sql::Twice(twice) => found.push(twice.about),
+            _ => self.children().for_each(|child| child.twice(found)),
+        }
     }
 
     /// As text, where every name is taken to be bound.
@@ -82,7 +117,7 @@ impl Sql {
         let mut names = HashSet::new();
         self.needed(&mut names);
         let mut out = String::new();
-        self.write(&names, &mut out);
+        self.write(Reader::Engine, &names, &mut out);
         out
     }
 
@@ -100,9 +135,11 @@ impl Sql {
         }
     }
 
-    fn write(&self, bound: &HashSet<&str>, out: &mut String) {
+    fn write(&self, reader: Reader, bound: &HashSet<&str>, out: &mut String) {
         match self {
             Sql::Text(text) | Sql::Bind(text) => out.push_str(text),
+            Sql::Twice(twice) if reader == Reader::Batch => out.push_str(&twice.batch),
+            Sql::Twice(twice) => out.push_str(&twice.maintained),
             Sql::While { bound: needed, text } => {
                 if needed.iter().all(|name| bound.contains(name.as_str())) {
                     out.push_str(text);
@@ -112,7 +149,7 @@ impl Sql {
                 let before = out.len();
                 out.push_str(keyword);
                 let empty = out.len();
-                of.write(bound, out);
+                of.write(reader, bound, out);
                 if out.len() == empty {
                     out.truncate(before);
                 }
@@ -125,7 +162,7 @@ impl Sql {
                         out.push_str(separator);
                     }
                     let empty = out.len();
-                    item.write(bound, out);
+                    item.write(reader, bound, out);
                     if out.len() == empty {
                         out.truncate(before);
                     } else {
@@ -133,13 +170,13 @@ impl Sql {
                     }
                 }
             }
-            _ => self.children().for_each(|child| child.write(bound, out)),
+            _ => self.children().for_each(|child| child.write(reader, bound, out)),
         }
     }
 
     fn children(&self) -> Box<dyn Iterator<Item = &Sql> + '_> {
         match self {
-            Sql::Text(_) | Sql::Bind(_) | Sql::While { .. } => Box::new(std::iter::empty()),
+            Sql::Text(_) | Sql::Bind(_) | Sql::While { .. } | Sql::Twice(_) => Box::new(std::iter::empty()),
             Sql::Seq(items) | Sql::List(_, items) => Box::new(items.iter()),
             Sql::Optional(of) | Sql::Clause(_, of) | Sql::Part { of, .. } => Box::new(std::iter::once(&**of)),
         }
@@ -147,7 +184,7 @@ impl Sql {
 
     fn children_mut(&mut self) -> Box<dyn Iterator<Item = &mut Sql> + '_> {
         match self {
-            Sql::Text(_) | Sql::Bind(_) | Sql::While { .. } => Box::new(std::iter::empty()),
+            Sql::Text(_) | Sql::Bind(_) | Sql::While { .. } | Sql::Twice(_) => Box::new(std::iter::empty()),
             Sql::Seq(items) | Sql::List(_, items) => Box::new(items.iter_mut()),
             Sql::Optional(of) | Sql::Clause(_, of) | Sql::Part { of, .. } => Box::new(std::iter::once(&mut **of)),
         }

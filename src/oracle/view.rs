@@ -1,9 +1,10 @@
 //! One query twice: maintained by the engine, and computed from scratch by DataFusion.
 //!
 //! The invariant: the two share nothing but the SQL and the tables. DataFusion plans with its own optimiser, without the rules that are
-//! known to give wrong answers ([`WRONG_RULES`]), whatever rules the engine leaves out or adds.
+//! known to give wrong answers ([`WRONG_RULES`]), whatever rules the engine leaves out or adds, and with one that doubts what joins claim.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,17 +15,19 @@ use arrow::datatypes::{Schema, SchemaRef};
 use arrow_row::{RowConverter, SortField};
 use datafusion::catalog::MemTable;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::error::Result;
+use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::SessionStateBuilder;
+use datafusion::logical_expr::expr::NullTreatment;
 use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::optimizer::Optimizer;
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::collect;
 use datafusion::prelude::{SessionConfig, SessionContext};
+use futures::FutureExt;
 
 use super::database::Database;
 use crate::config::{Line, Materialized, Model};
-use crate::dataflow::{Engine, Handle, Plan, PlanError};
+use crate::dataflow::{DoubtJoins, Engine, FailedRow, Handle, Plan, PlanError};
 use crate::decode::Decoded;
 use crate::time::Epoch;
 
@@ -47,7 +50,7 @@ pub enum Broken {
     Order { expected: u64, found: u64 },
     #[error("rows that failed where no expression can fail: {0}")]
     Failed(String),
-    #[error("a row of the view is there {0} times")]
+    #[error("a row of the view, or one that fails, is there {0} times")]
     Negative(isize),
 }
 
@@ -58,6 +61,8 @@ pub struct Maintained {
     /// How many of the database's tables it knows.
     tables: usize,
     rows: BTreeMap<Box<[u8]>, isize>,
+    /// Rows that fail now; `None` where none may.
+    failed: Option<BTreeMap<FailedRow, isize>>,
     sent: u64,
     received: u64,
 }
@@ -70,11 +75,18 @@ impl Maintained {
         Plan::query(&models, VIEW, &database.plan_tables())
     }
 
-    pub fn start(plan: Plan, database: &Database, workers: usize) -> std::result::Result<Maintained, Broken> {
+    /// Starts the view with so many workers; rows of it may fail, or that is a failure of the view.
+    pub fn start(
+        plan: Plan,
+        database: &Database,
+        workers: usize,
+        may_fail: bool,
+    ) -> std::result::Result<Maintained, Broken> {
         let row_types = database.row_types();
         let (schema, tables) = (plan.view_schema().clone(), row_types.len());
         let handle = Engine::start(plan, row_types, workers).map_err(Broken::Start)?;
-        Ok(Maintained { handle, schema, tables, rows: BTreeMap::new(), sent: 0, received: 0 })
+        let failed = may_fail.then(BTreeMap::new);
+        Ok(Maintained { handle, schema, tables, rows: BTreeMap::new(), failed, sent: 0, received: 0 })
     }
 
     /// Sends an epoch.
@@ -93,8 +105,9 @@ impl Maintained {
         if output.epoch != Epoch(expected) {
             return Err(Broken::Order { expected, found: output.epoch.0 });
         }
-        if let Some(failed) = output.failed_rows.first() {
-            return Err(Broken::Failed(failed.reason.clone()));
+        for row in output.failed_rows {
+            let Some(failed) = &mut self.failed else { return Err(Broken::Failed(row.reason)) };
+            *failed.entry(FailedRow { diff: 0, ..row }).or_default() += row.diff;
         }
         for (row, diff) in output.diffs {
             let count = self.rows.entry(row.as_ref().into()).or_default();
@@ -104,7 +117,7 @@ impl Maintained {
             }
         }
         // Within an epoch a count may pass through anything; at its end it may not.
-        match self.rows.values().find(|count| **count < 0) {
+        match self.rows.values().chain(self.failed.iter().flat_map(BTreeMap::values)).find(|count| **count < 0) {
             Some(count) => Err(Broken::Negative(*count)),
             None => Ok(()),
         }
@@ -148,23 +161,30 @@ pub struct Batch {
 
 impl Batch {
     pub async fn plan(models: &[Named], sql: &str, database: &Database) -> Result<Batch> {
-        let (context, tables) = session(database)?;
-        for model in models {
-            let view = context.sql(&model.sql).await?.into_view();
-            context.register_table(model.name.as_str(), view)?;
-        }
-        let plan = context.sql(sql).await?.into_optimized_plan()?;
-        Ok(Batch { context, plan, tables })
+        without_panic(async {
+            let (context, tables) = session(database)?;
+            for model in models {
+                let view = context.sql(&model.sql).await?.into_view();
+                context.register_table(model.name.as_str(), view)?;
+            }
+            let plan = context.sql(sql).await?.into_optimized_plan()?;
+            Ok(Batch { context, plan, tables })
+        })
+        .await
     }
 
+    /// The answer over the tables as they stand.
     pub async fn answer(&self, database: &Database) -> Result<RecordBatch> {
-        for (n, table) in self.tables.iter().enumerate() {
-            *table.batches[0].write().await = vec![database.batch(n)?];
-        }
-        let state = self.context.state();
-        let physical = state.query_planner().create_physical_plan(&self.plan, &state).await?;
-        let schema = physical.schema();
-        Ok(concat_batches(&schema, &collect(physical, self.context.task_ctx()).await?)?)
+        without_panic(async {
+            for (n, table) in self.tables.iter().enumerate() {
+                *table.batches[0].write().await = vec![database.batch(n)?];
+            }
+            let state = self.context.state();
+            let physical = state.query_planner().create_physical_plan(&self.plan, &state).await?;
+            let schema = physical.schema();
+            Ok(concat_batches(&schema, &collect(physical, self.context.task_ctx()).await?)?)
+        })
+        .await
     }
 
     /// What the query is made of: nodes, joins by kind, aggregate and window functions.
@@ -180,7 +200,15 @@ impl Batch {
                 expr.apply(|e| {
                     match e {
                         Expr::AggregateFunction(call) => found.push(format!("{}()", call.func.name())),
-                        Expr::WindowFunction(call) => found.push(format!("{}() over", call.fun.name())),
+                        Expr::WindowFunction(call) => {
+                            found.push(format!("{}() over", call.fun.name()));
+                            if call.params.null_treatment == Some(NullTreatment::IgnoreNulls) {
+                                found.push("ignore nulls".into());
+                            }
+                            if !call.params.window_frame.is_ever_expanding() {
+                                found.push("sliding frame".into());
+                            }
+                        }
                         Expr::Case(_) => found.push("case".into()),
                         _ => {}
                     }
@@ -195,11 +223,20 @@ impl Batch {
     }
 }
 
+/// Where DataFusion panics it has no answer, which is no failure of the engine.
+async fn without_panic<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let done = AssertUnwindSafe(work).catch_unwind().await;
+    done.unwrap_or_else(|_| Err(DataFusionError::Execution("DataFusion panicked".into())))
+}
+
 /// Rules of DataFusion 54 that change answers, each with a query that it gets wrong; the batch does without them.
 const WRONG_RULES: &[&str] = &[
     // Takes the column after an expression for the key of the groups below it, and drops the others from `group by` and `order by`:
     // select label, count(*) from (select upper(x) as label, g from (select g, max(x) as x from t group by g)) group by label, g
     "optimize_projections",
+    // Believes the same of the keys of an order, over the same projection:
+    // select 2 as a, c as b from (select c from t group by c) order by a, b limit 3
+    "eliminate_duplicated_expr",
     // Moves a predicate through a projection and leaves the columns' numbers as they were:
     // select b.x from a right join b on a.k = b.k where abs(a.k) not between 1 and 3
     "FilterPushdown",
@@ -215,6 +252,7 @@ pub fn session(database: &Database) -> Result<(SessionContext, Vec<Arc<MemTable>
     logical.retain(|rule| !WRONG_RULES.contains(&rule.name()));
     let mut physical = PhysicalOptimizer::new().rules;
     physical.retain(|rule| !WRONG_RULES.contains(&rule.name()));
+    physical.insert(0, Arc::new(DoubtJoins));
     let state = SessionStateBuilder::new_with_default_features()
         .with_config(config)
         .with_optimizer_rules(logical)

@@ -2,7 +2,8 @@
 //!
 //! `create model <name> as` names a query for the views after it, which is maintained for itself. Besides SQL a file may say `begin` and `commit` (what lies between is one epoch), `truncate <table>`, and `redeliver <table>` (all events of
 //! the table come once more). A table needs a primary key; an insert of a key that is there replaces its row. After every epoch each view
-//! is compared with DataFusion's answer in batch, whatever the file asks.
+//! is compared with DataFusion's answer in batch, whatever the file asks; after a line `-- in batch` a view says what DataFusion is asked
+//! instead, and its rows may fail.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,7 +18,8 @@ use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 use freshet::decode::Decoded;
 use freshet::oracle::{
-    Batch, Cells, Column, Database, Event, Maintained, Named, Step, TableDef, Type, difference, printed, session,
+    Batch, Cells, Column, Database, Event, IN_BATCH, Maintained, Named, Step, TableDef, Type, difference, printed,
+    session,
 };
 use sqllogictest::{ColumnType, DB, DBOutput, Runner};
 use tokio::runtime::Runtime;
@@ -131,9 +133,15 @@ impl Session {
 
     fn create_view(&mut self, sql: &str) -> Result<()> {
         let (name, query) = named(sql, 3)?;
-        let batch = self.runtime.block_on(Batch::plan(&self.models, &query, &self.database))?;
+        // What DataFusion is asked where it is asked something else: a row that fails would fail its query.
+        let (query, in_batch) = match query.split_once(IN_BATCH) {
+            Some((query, in_batch)) => (query.to_string(), Some(in_batch.to_string())),
+            None => (query, None),
+        };
+        let of_batch = in_batch.as_ref().unwrap_or(&query);
+        let batch = self.runtime.block_on(Batch::plan(&self.models, of_batch, &self.database))?;
         let plan = Maintained::plan(&self.models, &query, &self.database).map_err(|e| Failed(e.to_string()))?;
-        let started = Maintained::start(plan, &self.database, self.workers);
+        let started = Maintained::start(plan, &self.database, self.workers, in_batch.is_some());
         let mut maintained = started.map_err(|e| Failed(e.to_string()))?;
         let history = self.database.history();
         maintained.send(history).and_then(|()| maintained.receive()).map_err(|e| Failed(e.to_string()))?;

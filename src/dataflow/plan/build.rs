@@ -22,6 +22,7 @@ use super::nesting;
 use super::place::{Change, blamed};
 use super::query::{self, Fault, Query};
 use super::steps::{From, Step, Work};
+use super::subquery;
 use super::{Mistake, Plan, PlanError, Shown, Table, TestOutput};
 use crate::config::Severity;
 use crate::dataflow::graph::{Graph, NodeId, Operator};
@@ -285,8 +286,11 @@ impl<'a> Builder<'a> {
     /// A query as a plan, of which no function has been computed yet.
     async fn planned(&self, query: &ast::Query) -> Result<LogicalPlan, Trouble> {
         let plan = query::plan(&self.context.state(), query).await?;
-        match nesting::of_plan(&plan) {
-            Some(reason) => Err(Trouble::TooLarge(reason)),
+        if let Some(reason) = nesting::of_plan(&plan) {
+            return Err(Trouble::TooLarge(reason));
+        }
+        match subquery::of_several_rows(&plan).map_err(Trouble::Whole)? {
+            Some(refusal) => Err(Trouble::Refused(refusal)),
             None => Ok(plan),
         }
     }

@@ -10,6 +10,7 @@ use datafusion::optimizer::Optimizer;
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::prelude::{SessionConfig, SessionContext};
 
+use super::batch::DoubtJoins;
 use super::opaque::HideDependencies;
 
 /// Stack of a thread that plans: DataFusion calls itself once for each level that a query nests. Only what is used of it is ever taken.
@@ -65,6 +66,7 @@ pub(super) fn batch_context() -> SessionContext {
     logical.retain(|rule| !WRONG.contains(&rule.name()));
     let mut physical = PhysicalOptimizer::new().rules;
     physical.retain(|rule| !WRONG_IN_BATCH.contains(&rule.name()));
+    physical.insert(0, Arc::new(DoubtJoins));
     let state = SessionStateBuilder::new_with_default_features()
         .with_config(config())
         .with_optimizer_rules(logical)

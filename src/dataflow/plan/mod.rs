@@ -4,6 +4,7 @@
 //! time; what cannot is refused by name, with its line, and all of it at once. DataFusion parses, resolves and optimises; the same plan run in
 //! batch is the oracle.
 
+mod batch;
 mod build;
 mod clauses;
 mod context;
@@ -14,6 +15,7 @@ mod opaque;
 mod place;
 mod query;
 mod steps;
+mod subquery;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +31,7 @@ use datafusion::common::TableReference;
 use datafusion::error::DataFusionError;
 use datafusion::prelude::{DataFrame, SessionContext};
 
+pub(crate) use self::batch::DoubtJoins;
 use self::build::Builder;
 use self::context::{alone, batch_context};
 use self::message::message;

@@ -4,7 +4,9 @@
 //! numbers (sums of floating point are exact); minimum, maximum and distinct counts are sorted multisets, so that a change costs a logarithm;
 //! every other function is DataFusion's own, over the group's rows in order.
 
-use std::collections::BTreeMap;
+mod answer;
+
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -22,6 +24,7 @@ use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
 use datafusion::physical_expr::expressions::Literal;
 
+pub(super) use self::answer::Answer;
 use super::exact::ExactSum;
 use super::stats::Size;
 
@@ -32,7 +35,12 @@ pub(super) struct AggregateCall {
     function: Arc<AggregateFunctionExpr>,
     kind: Kind,
     arguments: Vec<Argument>,
+    /// The order of the rows that a general function is handed.
     order: Vec<(usize, SortOptions)>,
+    /// Columns that the rows of a sorted multiset have behind their order: the arguments, and what else tells rows of equal order apart.
+    values: Vec<usize>,
+    /// The call that keeps the rows for this one too; `None` keeps its own.
+    holder: Option<usize>,
     filter: Option<usize>,
     argument_types: Vec<DataType>,
 }
@@ -83,6 +91,8 @@ pub(super) enum Accumulator {
     },
     /// Values in their order, and how often each is there.
     Sorted(BTreeMap<Box<[u8]>, i64>),
+    /// Another call has what this one needs to know.
+    Held,
 }
 
 /// The arguments of a batch of rows, ready to be taken one by one.
@@ -102,15 +112,13 @@ enum Values {
     Bytes(Rows),
 }
 
-/// What a call says of a group.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Answer {
-    Null,
-    Integer(i128),
-    Float(f64),
-    Flag(bool),
-    Bytes(Box<[u8]>),
-    Scalar(ScalarValue),
+impl Argument {
+    fn column(&self) -> Option<usize> {
+        match self {
+            Argument::Column(column) => Some(*column),
+            Argument::Constant(_) => None,
+        }
+    }
 }
 
 impl AggregateCall {
@@ -141,7 +149,7 @@ impl AggregateCall {
                 _ => Argument::Column(column(e)),
             })
             .collect::<Vec<_>>();
-        let order = order.iter().map(|(e, options)| (column(e), *options)).collect();
+        let order: Vec<_> = order.iter().map(|(e, options)| (column(e), *options)).collect();
         let filter = filter.map(|f| column(&f));
         let result = function.field().data_type().clone();
         let kind = match (function.fun().name(), distinct, argument_types.as_slice(), &result) {
@@ -162,12 +170,31 @@ impl AggregateCall {
         // The fast paths read columns; a constant argument among them is rare enough for the general one.
         let constant = arguments.iter().any(|a| matches!(a, Argument::Constant(_)));
         let kind = if constant && kind != Kind::Count { Kind::General { distinct } } else { kind };
-        Ok(AggregateCall { function, kind, arguments, order, filter, argument_types })
+        // All others say the same of the rows in any order.
+        let order = if matches!(kind, Kind::General { .. }) { order } else { vec![] };
+        let values = arguments.iter().filter_map(Argument::column).collect();
+        Ok(AggregateCall { function, kind, arguments, order, values, holder: None, filter, argument_types })
+    }
+
+    /// Brings the calls of one aggregate together. Those with the same order have to see rows of equal order in the same order, or what
+    /// they say of a group would be of several rows: the arguments of all of them tell such rows apart. The first call keeps the rows.
+    pub fn share_rows(calls: &mut [AggregateCall]) {
+        let known = calls.to_vec();
+        let ordered = |call: &AggregateCall| call.kind == Kind::General { distinct: false } && !call.order.is_empty();
+        for (n, call) in calls.iter_mut().enumerate().filter(|(_, call)| ordered(call)) {
+            let alike = known.iter().enumerate().filter(|(_, other)| ordered(other) && other.order == call.order);
+            let mut seen = HashSet::new();
+            let values = alike.clone().flat_map(|(_, other)| &other.values);
+            call.values = values.copied().filter(|column| seen.insert(*column)).collect();
+            let mut before = alike.take_while(|(at, _)| *at < n);
+            call.holder = before.find(|(_, other)| other.filter == call.filter).map(|(at, _)| at);
+        }
     }
 
     /// The state of a group without rows.
     pub fn empty(&self) -> Accumulator {
         match self.kind {
+            _ if self.holder.is_some() => Accumulator::Held,
             Kind::Count => Accumulator::Count(0),
             Kind::SumInteger | Kind::AverageDecimal { .. } => Accumulator::Integer { sum: 0, count: 0 },
             Kind::SumFloat | Kind::AverageFloat => Accumulator::Float { sum: Box::default(), count: 0 },
@@ -178,22 +205,19 @@ impl AggregateCall {
         }
     }
 
-    /// How the values of a sorted multiset are written: the order's columns, then the arguments'.
+    /// How the rows of a sorted multiset are written: the order's columns, then the others.
     fn sorted(&self, columns: &Schema) -> Result<RowConverter> {
         let mut fields: Vec<SortField> = self
             .order
             .iter()
             .map(|(c, options)| SortField::new_with_options(columns.field(*c).data_type().clone(), *options))
             .collect();
-        fields.extend(self.argument_columns().map(|c| SortField::new(columns.field(c).data_type().clone())));
+        fields.extend(self.values.iter().map(|c| SortField::new(columns.field(*c).data_type().clone())));
         Ok(RowConverter::new(fields)?)
     }
 
     fn argument_columns(&self) -> impl Iterator<Item = usize> {
-        self.arguments.iter().filter_map(|a| match a {
-            Argument::Column(column) => Some(*column),
-            Argument::Constant(_) => None,
-        })
+        self.arguments.iter().filter_map(Argument::column)
     }
 
     pub fn prepare(&self, batch: &RecordBatch) -> Result<Prepared> {
@@ -221,6 +245,7 @@ impl AggregateCall {
         }
         let first = || batch.column(self.argument_columns().next().expect("this function has an argument"));
         let values = match (self.kind, self.argument_types.first()) {
+            _ if self.holder.is_some() => Values::None,
             (Kind::Count, _) => Values::None,
             (Kind::SumInteger, Some(DataType::Int64)) => Values::Int64(first().as_primitive::<Int64Type>().clone()),
             (Kind::SumInteger, Some(DataType::UInt64)) => Values::UInt64(first().as_primitive::<UInt64Type>().clone()),
@@ -231,8 +256,8 @@ impl AggregateCall {
             (Kind::And | Kind::Or, _) => Values::Flag(as_boolean_array(first())?.clone()),
             (Kind::CountDistinct | Kind::Minimum | Kind::Maximum | Kind::General { .. }, _) => {
                 let order = self.order.iter().map(|(c, _)| *c);
-                let columns: Vec<ArrayRef> =
-                    order.chain(self.argument_columns()).map(|c| batch.column(c).clone()).collect();
+                let values = self.values.iter().copied();
+                let columns: Vec<ArrayRef> = order.chain(values).map(|c| batch.column(c).clone()).collect();
                 Values::Bytes(self.sorted(&batch.schema())?.convert_columns(&columns)?)
             }
         };
@@ -245,6 +270,7 @@ impl AggregateCall {
             return;
         }
         match (accumulator, &prepared.values) {
+            (Accumulator::Held, _) => {}
             (Accumulator::Count(count), _) => *count += diff,
             (Accumulator::Float { sum, count }, Values::Float(values)) => {
                 sum.add(values.value(n), diff);
@@ -283,9 +309,10 @@ impl AggregateCall {
         }
     }
 
-    /// What the function says; a failure is the text of a bad row, not of the engine.
-    pub fn result(&self, accumulator: &Accumulator, columns: &Schema) -> Result<Answer, String> {
-        Ok(match (self.kind, accumulator) {
+    /// What the function says, from the accumulators of all calls, of which it is the `n`th; a failure is the text of a bad row, not of the
+    /// engine.
+    pub fn result(&self, n: usize, accumulators: &[Accumulator], columns: &Schema) -> Result<Answer, String> {
+        Ok(match (self.kind, &accumulators[self.holder.unwrap_or(n)]) {
             (_, Accumulator::Count(count)) => Answer::Integer(i128::from(*count)),
             (_, Accumulator::Integer { count: 0, .. } | Accumulator::Float { count: 0, .. }) => Answer::Null,
             (Kind::AverageDecimal { factor }, Accumulator::Integer { sum, count }) => {
@@ -310,6 +337,7 @@ impl AggregateCall {
             (Kind::Maximum, Accumulator::Sorted(sorted)) => {
                 sorted.last_key_value().map_or(Answer::Null, |(bytes, _)| Answer::Bytes(bytes.clone()))
             }
+            (_, Accumulator::Held) => unreachable!("the call that holds the rows is asked"),
             (_, Accumulator::Sorted(sorted)) => {
                 Answer::Scalar(self.general(sorted, columns).map_err(|e| e.strip_backtrace())?)
             }
@@ -328,76 +356,19 @@ impl AggregateCall {
             .enumerate()
             .flat_map(|(n, count)| std::iter::repeat_n(n as u64, if distinct { 1 } else { (*count).max(0) as usize }))
             .collect();
-        let mut of_columns = each[self.order.len()..].iter();
+        let place = |column| self.values.iter().position(|c| c == column).expect("the rows have every argument");
         let arguments = self
             .arguments
             .iter()
             .map(|argument| match argument {
                 Argument::Constant(value) => value.to_array_of_size(repeats.len()),
-                Argument::Column(_) => Ok(take(of_columns.next().expect("one column an argument"), &repeats, None)?),
+                Argument::Column(column) => Ok(take(&each[self.order.len() + place(column)], &repeats, None)?),
             })
             .collect::<Result<Vec<_>>>()?;
         if !repeats.is_empty() {
             accumulator.update_batch(&arguments)?;
         }
         accumulator.evaluate()
-    }
-
-    /// The results of many groups as a column.
-    pub fn column(&self, results: Vec<Answer>) -> Result<ArrayRef> {
-        let integer = |v: &Answer| match v {
-            Answer::Integer(v) => Some(*v),
-            _ => None,
-        };
-        let ty = self.function.field().data_type().clone();
-        Ok(match (self.kind, &ty) {
-            (Kind::Count | Kind::CountDistinct, _) | (Kind::SumInteger, DataType::Int64) => {
-                Arc::new(results.iter().map(|v| integer(v).map(|i| i as i64)).collect::<Int64Array>())
-            }
-            (Kind::SumInteger, DataType::UInt64) => {
-                Arc::new(results.iter().map(|v| integer(v).map(|i| i as u64)).collect::<UInt64Array>())
-            }
-            (Kind::SumInteger | Kind::AverageDecimal { .. }, _) => {
-                let array: Decimal128Array = results.iter().map(integer).collect();
-                Arc::new(array.with_data_type(ty))
-            }
-            (Kind::SumFloat | Kind::AverageFloat, _) => Arc::new(
-                results
-                    .iter()
-                    .map(|v| match v {
-                        Answer::Float(v) => Some(*v),
-                        _ => None,
-                    })
-                    .collect::<Float64Array>(),
-            ),
-            (Kind::And | Kind::Or, _) => Arc::new(
-                results
-                    .iter()
-                    .map(|v| match v {
-                        Answer::Flag(v) => Some(*v),
-                        _ => None,
-                    })
-                    .collect::<BooleanArray>(),
-            ),
-            (Kind::Minimum | Kind::Maximum, _) => {
-                let converter = RowConverter::new(vec![SortField::new(self.argument_types[0].clone())])?;
-                let parser = converter.parser();
-                let null = converter.convert_columns(&[arrow::array::new_null_array(&self.argument_types[0], 1)])?;
-                let rows = results.iter().map(|v| match v {
-                    Answer::Bytes(bytes) => parser.parse(bytes),
-                    _ => null.row(0),
-                });
-                let column = converter.convert_rows(rows)?.swap_remove(0);
-                arrow::compute::cast(&column, &ty)?
-            }
-            (Kind::General { .. }, _) => {
-                let null = ScalarValue::try_from(&ty)?;
-                ScalarValue::iter_to_array(results.into_iter().map(|v| match v {
-                    Answer::Scalar(scalar) => scalar,
-                    _ => null.clone(),
-                }))?
-            }
-        })
     }
 }
 
