@@ -291,7 +291,7 @@ fn what_nests_deep_is_maintained_or_refused_by_a_sentence() {
     maintained(unions(400));
     maintained(calls(100));
     maintained(format!("select id, case {} end as c from shop__product", whens(1_500)));
-    for n in [1_500, 15_000] {
+    for n in [1_500, 10_000] {
         refused(or(n), "nests operators more than 1000 deep");
         refused(concat(n), "nests operators more than 1000 deep");
         refused(unions(n), "in one chain of set operations");

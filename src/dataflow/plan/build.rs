@@ -19,7 +19,7 @@ use super::context::context;
 use super::lower::{Lowering, Refusal, Relations};
 use super::message::{self, leaves, message};
 use super::nesting;
-use super::place::{Change, blamed};
+use super::place::{Change, blamed, forget};
 use super::query::{self, Fault, Query};
 use super::steps::{From, Step, Work};
 use super::subquery;
@@ -193,6 +193,9 @@ impl<'a> Builder<'a> {
             Ok(lowered) => lowered,
             Err(trouble) => {
                 self.blame(at, &query, &trouble).await;
+                if let Trouble::Query(e) = &trouble {
+                    self.further(at, &query, e).await;
+                }
                 return false;
             }
         };
@@ -327,8 +330,8 @@ impl<'a> Builder<'a> {
         for (n, reason) in reasons.iter().enumerate() {
             let (at, line) = match trouble {
                 Trouble::TooLarge(_) => (at, query.line("")),
-                Trouble::Query(e) => match leaves(e).nth(n).and_then(message::line) {
-                    Some(line) => (at, line),
+                Trouble::Query(e) => match leaves(e).nth(n).and_then(message::start) {
+                    Some(start) => (at, start.line),
                     None => (at, self.searched(query, &reasons, n, Stage::Planned, "").await),
                 },
                 Trouble::Whole(_) | Trouble::Refused(_) => {
@@ -341,6 +344,29 @@ impl<'a> Builder<'a> {
             found.push(self.steps[at].mistake(Fault::new(line, reason)));
         }
         self.mistakes.extend(found);
+    }
+
+    /// Tells what else is wrong with a query whose planning ended at an error: null stands for what is not there, which is of any type. Only
+    /// errors that have a place of their own are told, since others may come from the null.
+    async fn further(&mut self, at: usize, query: &Query, error: &DataFusionError) {
+        let mut ast = query.ast.clone();
+        let mut told: BTreeSet<String> = leaves(error).map(message::subject).collect();
+        let mut forgotten = BTreeSet::new();
+        let mut places: Vec<_> = leaves(error).filter_map(message::start).collect();
+        // Each round forgets what was not forgotten before.
+        while !places.is_empty() {
+            for place in places.drain(..).filter(|place| forgotten.insert(*place)) {
+                forget(&mut ast, place);
+            }
+            let Err(Trouble::Query(e)) = self.planned(&ast).await else { return };
+            for e in leaves(&e) {
+                let Some(start) = message::start(e).filter(|start| !forgotten.contains(start)) else { continue };
+                places.push(start);
+                if told.insert(message::subject(e)) {
+                    self.mistakes.push(self.steps[at].mistake(Fault::new(start.line, message(e))));
+                }
+            }
+        }
     }
 
     /// The line of the expression that the query's `n`th trouble comes from: one that has `word` in it, if there is any.

@@ -3,6 +3,7 @@
 use datafusion::common::SchemaError;
 use datafusion::error::DataFusionError;
 use datafusion::sql::sqlparser::parser::ParserError;
+use datafusion::sql::sqlparser::tokenizer::Location;
 
 /// The errors that were found together.
 pub(super) fn leaves(error: &DataFusionError) -> impl Iterator<Item = &DataFusionError> {
@@ -29,8 +30,8 @@ pub(super) fn message(error: &DataFusionError) -> String {
     text.split('\n').map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ").trim_end_matches('.').into()
 }
 
-/// The line that an error has of itself, from 1.
-pub(super) fn line(error: &DataFusionError) -> Option<u64> {
+/// Where an error itself says that it is.
+pub(super) fn start(error: &DataFusionError) -> Option<Location> {
     let spanned = error.diagnostic().and_then(|d| d.span);
     let span = spanned.or_else(|| match error.find_root() {
         DataFusionError::SchemaError(e, _) => match &**e {
@@ -39,5 +40,15 @@ pub(super) fn line(error: &DataFusionError) -> Option<u64> {
         },
         _ => None,
     });
-    span.map(|s| s.start.line).filter(|line| *line > 0)
+    span.map(|s| Location { line: s.start.line, column: s.start.column }).filter(|at| at.line > 0)
+}
+
+/// What an error is about: a column by its name alone, since what is made of a query calls it the same.
+pub(super) fn subject(error: &DataFusionError) -> String {
+    let text = message(error);
+    let sentence = text.split(". ").next().unwrap_or_default();
+    match sentence.strip_prefix("No field named ") {
+        Some(name) => name.rsplit('.').next().unwrap_or_default().trim_matches('"').into(),
+        None => sentence.into(),
+    }
 }

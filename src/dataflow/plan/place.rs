@@ -7,6 +7,7 @@
 use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{self, Expr, Spanned, Value, Visit, VisitMut, Visitor, VisitorMut};
+use datafusion::sql::sqlparser::tokenizer::Location;
 
 /// What has become of an error in a query that was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,4 +117,21 @@ fn without(query: &ast::Query, number: usize) -> ast::Query {
     let mut query = query.clone();
     let _ = VisitMut::visit(&mut query, &mut Replace(number));
     query
+}
+
+/// Puts null in the place of the smallest expression that begins here.
+pub(super) fn forget(query: &mut ast::Query, start: Location) {
+    struct Forget(Location);
+    impl VisitorMut for Forget {
+        type Break = ();
+
+        fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
+            if expr.span().start != self.0 {
+                return ControlFlow::Continue(());
+            }
+            *expr = Expr::Value(Value::Null.into());
+            ControlFlow::Break(())
+        }
+    }
+    let _ = VisitMut::visit(query, &mut Forget(start));
 }

@@ -199,6 +199,17 @@ fn every_mistake_is_told_and_none_that_follows_from_another() {
 }
 
 #[test]
+fn the_clauses_of_one_query_do_not_hide_each_other() {
+    let sql =
+        "select id,\nnam,\nuper(name) as u\nfrom s__t join (select idd from s__u) x on\nx.idd = ix\nwhere\npric > 1";
+    let found = mistakes(&[("v", sql)]);
+    let starts = ["v.sql:4: No field named idd", "v.sql:5: No field named ix", "v.sql:7: No field named pric"];
+    let starts = starts.into_iter().chain(["v.sql:2: No field named nam", "v.sql:3: Invalid function 'uper'"]);
+    let starts: Vec<&str> = starts.collect();
+    assert!(found.len() == 5 && found.iter().zip(&starts).all(|(f, s)| f.starts_with(s)), "{found:#?}");
+}
+
+#[test]
 fn models_that_nobody_needs_have_to_be_right_sql() {
     let others = [model("x", "select id,\nnam from s__t"), model("y", "select id, random() as r from s__t limit 3")];
     let models = [model("v", "select id from s__t")];
