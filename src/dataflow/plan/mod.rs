@@ -24,7 +24,7 @@ use datafusion::optimizer::Optimizer;
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 
-pub(crate) use self::batch::DoubtJoins;
+pub(crate) use self::batch::{DoubtJoins, DropRepeatedKeys};
 use self::lower::{Lowering, Refusal, Relations};
 use self::opaque::HideDependencies;
 use super::codec;
@@ -386,8 +386,9 @@ fn context() -> SessionContext {
 }
 
 /// DataFusion's rules that drop columns which only seem to be determined by others (see [`opaque`]). The first one also drops those that
-/// nobody reads.
-const WRONG: &[&str] = &["optimize_projections", "eliminate_duplicated_expr"];
+/// nobody reads; without the second one the third panics over a key that a group names twice.
+const WRONG: &[&str] =
+    &["optimize_projections", "eliminate_duplicated_expr", "single_distinct_aggregation_to_group_by"];
 
 /// Rules of DataFusion's physical optimiser that lose rows: a predicate that is moved through a projection keeps its columns' numbers.
 const WRONG_IN_BATCH: &[&str] = &["FilterPushdown", "FilterPushdown(Post)"];
@@ -396,6 +397,7 @@ const WRONG_IN_BATCH: &[&str] = &["FilterPushdown", "FilterPushdown(Post)"];
 fn batch_context() -> SessionContext {
     let mut logical = Optimizer::new().rules;
     logical.retain(|rule| !WRONG.contains(&rule.name()));
+    logical.insert(0, Arc::new(DropRepeatedKeys));
     let mut physical = PhysicalOptimizer::new().rules;
     physical.retain(|rule| !WRONG_IN_BATCH.contains(&rule.name()));
     physical.insert(0, Arc::new(DoubtJoins));
