@@ -10,7 +10,7 @@ use datafusion::optimizer::Optimizer;
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::prelude::{SessionConfig, SessionContext};
 
-use super::batch::DoubtJoins;
+use super::batch::{DoubtJoins, DropRepeatedKeys};
 use super::opaque::HideDependencies;
 
 /// Stack of a thread that plans: DataFusion calls itself once for each level that a query nests. Only what is used of it is ever taken.
@@ -54,8 +54,9 @@ pub(super) fn context() -> SessionContext {
 }
 
 /// DataFusion's rules that drop columns which only seem to be determined by others (see [`super::opaque`]). The first one also drops those
-/// that nobody reads.
-const WRONG: &[&str] = &["optimize_projections", "eliminate_duplicated_expr"];
+/// that nobody reads; without the second one the third panics over a key that a group names twice.
+const WRONG: &[&str] =
+    &["optimize_projections", "eliminate_duplicated_expr", "single_distinct_aggregation_to_group_by"];
 
 /// Rules of DataFusion's physical optimiser that lose rows: a predicate that is moved through a projection keeps its columns' numbers.
 const WRONG_IN_BATCH: &[&str] = &["FilterPushdown", "FilterPushdown(Post)"];
@@ -64,6 +65,7 @@ const WRONG_IN_BATCH: &[&str] = &["FilterPushdown", "FilterPushdown(Post)"];
 pub(super) fn batch_context() -> SessionContext {
     let mut logical = Optimizer::new().rules;
     logical.retain(|rule| !WRONG.contains(&rule.name()));
+    logical.insert(0, Arc::new(DropRepeatedKeys));
     let mut physical = PhysicalOptimizer::new().rules;
     physical.retain(|rule| !WRONG_IN_BATCH.contains(&rule.name()));
     physical.insert(0, Arc::new(DoubtJoins));

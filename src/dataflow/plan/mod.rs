@@ -31,7 +31,7 @@ use datafusion::common::TableReference;
 use datafusion::error::DataFusionError;
 use datafusion::prelude::{DataFrame, SessionContext};
 
-pub(crate) use self::batch::DoubtJoins;
+pub(crate) use self::batch::{DoubtJoins, DropRepeatedKeys};
 use self::build::Builder;
 use self::context::{alone, batch_context};
 use self::message::message;
