@@ -61,13 +61,6 @@ fn of_sections(config: &Config) -> Vec<Problem> {
     }
     problems.extend(embed::problems(&config.embed));
     problems.extend(index::unreachable(&config.index));
-    let folders = [("index.uri", Some(Path::new(&config.index.uri))), ("embed.store", Some(&*config.embed.store))];
-    let raw = config.raw.as_ref().map(|raw| Path::new(&raw.uri));
-    for (key, folder) in folders.into_iter().chain([("raw.uri", raw)]) {
-        if let Some(file) = folder.and_then(|f| f.ancestors().find(|f| f.exists())).filter(|f| !f.is_dir()) {
-            problems.push(Problem { key: key.into(), reason: format!("{} is not a folder", file.display()) });
-        }
-    }
     problems
 }
 

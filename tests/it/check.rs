@@ -175,10 +175,6 @@ fn what_a_start_would_refuse_is_refused() {
     for option in ["metadata.broker.list", "test.mock.num.brokers", "auto.commit.enable", "api.version.request"] {
         is_said(&options(&format!("\"{option}\" = 1")), &[&format!("kafka.options.{option}: cannot be set: ")]);
     }
-    let file = with("");
-    std::fs::create_dir_all(file.path().join("data")).unwrap();
-    std::fs::write(file.path().join("data/index"), "").unwrap();
-    is_said(&file, &["index.uri: "]);
     let model = folder("path = \"model\"\n", &[VIEW, ("model/README.md", "")]);
     let toml = std::fs::read_to_string(model.path().join("dataflow.toml")).unwrap();
     std::fs::write(model.path().join("dataflow.toml"), format!("{toml}{INDEX}")).unwrap();

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
     self, Expr, Function, FunctionArgumentClause, FunctionArguments, GroupByExpr, LimitClause, OrderBy, OrderByKind,
-    Select, SelectItem, SetExpr, Spanned, TableAlias, TableFactor, Visit, Visitor, WindowType,
+    Select, SelectFlavor, SelectItem, SetExpr, Spanned, TableAlias, TableFactor, Visit, Visitor, WindowType,
 };
 
 use super::query::{Fault, Query};
@@ -163,6 +163,9 @@ impl Visitor for Clauses<'_> {
     fn pre_visit_select(&mut self, select: &Select) -> ControlFlow<()> {
         let modifiers = select.select_modifiers.as_ref().map(ToString::to_string);
         self.refuse(modifiers.is_some(), modifiers.as_deref().unwrap_or_default().trim());
+        if select.flavor == SelectFlavor::FromFirstNoSelect {
+            self.fault(self.query.line("from"), "FROM without SELECT is not supported");
+        }
         self.refuse(select.top.is_some(), "top");
         self.refuse(select.exclude.is_some(), "exclude");
         self.refuse(select.into.is_some(), "into");

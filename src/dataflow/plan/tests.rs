@@ -95,6 +95,7 @@ fn a_clause_that_would_be_ignored_is_refused() {
         refused(&format!("select id -- {word}\nfrom s__t\n{clause}"), &format!("v.sql:3: {expect} is not supported"));
     }
     refused("select id\ninto x from s__t", "v.sql:2: INTO is not supported");
+    refused("from\ns__t", "v.sql:1: FROM without SELECT is not supported");
     refused("select\ntop 5 id from s__t", "v.sql:2: TOP is not supported");
     refused("select *\nilike '%d' from s__t", "v.sql:2: ILIKE is not supported");
     refused("select id from s__t as x(a int,\n b text, c int, d text)", "v.sql:1: the columns of x have types");
