@@ -34,8 +34,8 @@ use crate::time::Epoch;
 /// What a maintained view is called.
 const VIEW: &str = "v";
 
-/// An epoch that takes longer has not stalled by accident: tables here have some dozens of rows.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// An epoch that takes longer has stalled, and not for a busy machine: tables here have some dozens of rows.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Why a maintained view can no longer be compared.
 #[derive(Debug, thiserror::Error)]
