@@ -7,6 +7,7 @@ mod decode;
 mod embed;
 mod freshness;
 mod ingest;
+mod kill;
 mod oracle;
 mod plain;
 mod product_view;
@@ -67,6 +68,11 @@ pub enum Bench {
     ///
     /// A seed is a case. One that fails is made as small as it can be and printed as a file for tests/sql.
     Oracle(crate::oracle::Options),
+    /// Kills the program at random moments under load, again and again, and then looks at what lies on disk.
+    ///
+    /// Raw has to hold every offset once, the audit to be clean, the embedding store to have each text once, and no answer to have gone back behind
+    /// one before it.
+    Kill(kill::Options),
     /// The queries of TPC-H as maintained views over its eight tables, which change while they run.
     ///
     /// Each view is compared with DataFusion's answer over the tables as they stand: after the load, on the way and at the end.
@@ -84,6 +90,7 @@ pub fn run(bench: Bench) -> LocalBoxFuture<'static, Result<Report, Error>> {
             Bench::Search(options) => search::run(&options).await,
             Bench::Sql(options) => sql::run(&options).await,
             Bench::Tpch(options) => tpch::run(&options).await,
+            Bench::Kill(options) => kill::run(&options).await,
             Bench::Oracle(options) => oracle::run(&options).await,
         }
     };

@@ -1,6 +1,6 @@
 //! The maintained view against the same SQL in batch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::array::{Array, Int64Array, RecordBatch, StringArray};
 use proptest::prelude::*;
@@ -320,6 +320,23 @@ fn a_long_chain_of_models_is_maintained() {
 }
 
 /// Columns of a source that are only renamed stay where they are, and are read by their new names.
+#[test]
+fn a_view_that_is_a_source_as_it_is_reads_all_of_it() {
+    let row_type = RowType::from_contract(&source()).unwrap();
+    let table = Table { schema: "shop".into(), table: "product".into(), columns: row_type.schema().clone() };
+    for sql in ["select * from shop__product", "select p.* from shop__product as p"] {
+        let tables = [table.clone()];
+        let (view, models) = ("v", [model(sql)]);
+        let project = Project { models: &models, others: &[], tests: &[], view };
+        // As a start does it: what is read is asked before there is a key.
+        let plan = Plan::project(&project, &tables, &BTreeSet::new()).unwrap();
+        assert!(plan.columns_read()[0].iter().all(|read| *read), "{sql}");
+        let lean = row_type.pruned(&plan.columns_read()[0]);
+        let plan = plan.keyed("id").unwrap().keeping(&[lean.schema().clone()]).unwrap();
+        assert!(!plan.to_string().contains("NULL"), "{plan}");
+    }
+}
+
 #[test]
 fn a_table_of_renamed_columns_has_its_values() {
     let stage = Model {

@@ -181,8 +181,14 @@ impl EmbeddingStore {
         StoreError::Io { path: self.path.clone(), source }
     }
 
+    /// Texts.
     pub fn len(&self) -> usize {
         self.places.len()
+    }
+
+    /// Records on disk. As many as there are texts, unless some are damaged.
+    pub fn records(&self) -> usize {
+        (self.end as usize - self.head().len()) / self.record_bytes()
     }
 
     pub fn is_empty(&self) -> bool {

@@ -10,8 +10,8 @@ use arrow::datatypes::{DataType, SchemaRef};
 use arrow::json::WriterBuilder;
 use arrow::json::writer::JsonArray;
 use datafusion::common::DFSchema;
-use datafusion::common::tree_node::TreeNode;
-use datafusion::logical_expr::{Expr, ExprSchemable};
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::logical_expr::{Expr, ExprSchemable, Operator};
 use datafusion::prelude::SessionContext;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
@@ -29,9 +29,38 @@ use crate::serve::{Hit, Hits, Item, Search, SearchError, Searcher, Shape};
 
 /// Partitions of the ANN index that a search looks into; where there is none, all rows are compared.
 const PROBES: usize = 20;
+/// Longest text of a filter: a list of a few thousand values.
+const FILTER_MAX_BYTES: usize = 32 << 10;
 /// Most operators of a filter, and how deep its brackets may nest.
 const FILTER_MAX_OPERATORS: usize = 200;
 const FILTER_MAX_DEPTH: usize = 10;
+/// Functions of a filter: what comes out of them is no larger than what goes in, so that no filter takes all memory or time.
+const FILTER_FUNCTIONS: &[&str] = &[
+    "abs",
+    "btrim",
+    "ceil",
+    "character_length",
+    "coalesce",
+    "contains",
+    "date_part",
+    "date_trunc",
+    "ends_with",
+    "floor",
+    "left",
+    "lower",
+    "ltrim",
+    "nullif",
+    "octet_length",
+    "right",
+    "round",
+    "rtrim",
+    "starts_with",
+    "strpos",
+    "substr",
+    "to_timestamp",
+    "trunc",
+    "upper",
+];
 const DISTANCE: &str = "_distance";
 
 pub struct IndexSearcher {
@@ -70,6 +99,26 @@ impl IndexSearcher {
         let asks = |e: &Expr| matches!(e, Expr::Exists(_) | Expr::InSubquery(_) | Expr::ScalarSubquery(_));
         if expr.exists(|e| Ok(asks(e))).map_err(bad)? {
             return Err(SearchError::BadFilter("a filter is about one row: it can have no SELECT".into()));
+        }
+        let grows = |e: &Expr| match e {
+            Expr::ScalarFunction(call) => !FILTER_FUNCTIONS.contains(&call.name()),
+            Expr::BinaryExpr(binary) => binary.op == Operator::StringConcat,
+            _ => false,
+        };
+        let mut refused = None;
+        expr.apply(|e| {
+            if grows(e) {
+                refused = Some(match e {
+                    Expr::ScalarFunction(call) => format!("{}()", call.name()),
+                    _ => "||".into(),
+                });
+            }
+            Ok(TreeNodeRecursion::Continue)
+        })
+        .map_err(bad)?;
+        if let Some(name) = refused {
+            let known = FILTER_FUNCTIONS.join(", ");
+            return Err(SearchError::BadFilter(format!("a filter can have no {name}; its functions are {known}")));
         }
         match expr.get_type(schema).map_err(bad)? {
             DataType::Boolean => Ok(()),
@@ -202,6 +251,12 @@ impl Searcher for IndexSearcher {
 /// Refuses a filter that nests deeper, or has more operators, than those who plan it can bear: they recurse, and the parser's time doubles with
 /// each bracket around a mistake. Operators are the words and signs that are neither names, values nor commas.
 fn bounded(filter: &str) -> Result<(), SearchError> {
+    if filter.len() > FILTER_MAX_BYTES {
+        let bytes = filter.len();
+        return Err(SearchError::BadFilter(format!(
+            "the filter has {bytes} bytes, and {FILTER_MAX_BYTES} are allowed"
+        )));
+    }
     let tokens = Tokenizer::new(&GenericDialect {}, filter).tokenize();
     let tokens = tokens.map_err(|e| SearchError::BadFilter(e.to_string()))?;
     let tokens: Vec<Token> = tokens.into_iter().filter(|token| !matches!(token, Token::Whitespace(_))).collect();

@@ -78,6 +78,7 @@ async fn a_filter_is_bounded_and_its_mistakes_are_its_own() {
         (terms(67), 1),
         (format!("id{} = 199", " + 1".repeat(198)), 1),
         ("text like '%tent%' and price is not null".into(), 1),
+        ("length(lower(text)) > 3 and abs(price) in (10, 20)".into(), 2),
     ] {
         assert_eq!(search(&filter).await.map(|hits| hits.hits.len()).map_err(|e| e.to_string()), Ok(rows), "{filter}");
     }
@@ -87,6 +88,9 @@ async fn a_filter_is_bounded_and_its_mistakes_are_its_own() {
         ("(".repeat(5000), "operators"),
         (format!("{}id = 1{}", "not (".repeat(11), ")".repeat(11)), "nest deeper"),
         (format!("{}id id{}", "not (".repeat(10), ")".repeat(10)), "id"),
+        (format!("id in ({})", vec!["1"; 20_000].join(",")), "bytes"),
+        ("length(repeat(text, 400000)) > 0".into(), "repeat()"),
+        ("text || text = text".into(), "||"),
         ("id = 'abc'".into(), "abc"),
         ("1/0 = 1".into(), "ivide by zero"),
         ("id/0 = 1".into(), "ivide by zero"),

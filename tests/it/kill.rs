@@ -127,3 +127,16 @@ async fn offsets(items: &Items) -> BTreeMap<i32, Vec<i64>> {
     }
     offsets
 }
+
+#[test]
+fn the_benchmark_of_kills_finds_nothing() {
+    let mut bench = Command::new(env!("CARGO_BIN_EXE_freshet"));
+    bench.args(["bench", "kill", "--times", "3", "--products", "20", "--up-to-ms", "2000"]);
+    let output = bench.output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{told}{}", String::from_utf8_lossy(&output.stderr));
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((&told["ok"], &told["kills"]), (&json!(true), &json!(3)));
+    assert_eq!(told["raw_rows"], told["events"]);
+    assert!(told["index_rows"].as_u64() > Some(0), "{told}");
+}

@@ -34,6 +34,7 @@ use datafusion::prelude::{DataFrame, SessionContext};
 pub(crate) use self::batch::{DoubtJoins, DropRepeatedKeys};
 use self::build::Builder;
 use self::context::{alone, batch_context};
+pub(crate) use self::lower::{LOST, NOT_A_JOIN};
 use self::message::message;
 use self::query::Query;
 use self::steps::{From, Step, Work, steps};
@@ -218,6 +219,12 @@ impl Plan {
     /// For each table, which of its columns the models read: a flag for each; none of a table that no model reads.
     pub fn columns_read(&self) -> Vec<Vec<bool>> {
         let mut read: Vec<Vec<bool>> = self.tables.iter().map(|t| vec![false; t.columns.fields().len()]).collect();
+        // A view or a test that is a source as it is looks at all of it.
+        for id in self.outputs() {
+            if let Operator::Source { table } = self.graph.nodes[id].operator {
+                read[table].fill(true);
+            }
+        }
         for id in self.graph.needed(self.outputs()) {
             for input in self.graph.inputs(id) {
                 if let Operator::Source { table } = self.graph.nodes[input].operator {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use arrow::array::ArrayRef;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow_row::{RowConverter, SortField};
+use datafusion::common::tree_node::TreeNode;
 use datafusion::common::{DFSchema, ScalarValue};
 use datafusion::error::DataFusionError;
 use datafusion::execution::context::ExecutionProps;
@@ -23,6 +24,7 @@ use datafusion::physical_expr::expressions::{CastExpr, Column, lit};
 use datafusion::physical_expr::{PhysicalExpr, PhysicalSortExpr, create_physical_expr};
 
 use self::top::UNORDERED_LIMIT;
+pub(crate) use self::window::LOST;
 use self::window::{Bounds, bound};
 use super::message;
 use super::opaque::Opaque;
@@ -45,6 +47,10 @@ fn refuse<T>(word: &str, reason: impl Into<String>) -> Lowered<T> {
 
 /// What a plan may read, by name.
 pub(super) type Relations = HashMap<String, NodeId>;
+
+/// What is said of a subquery that DataFusion has left where it stood.
+pub(crate) const NOT_A_JOIN: &str =
+    "DataFusion makes no join of this subquery, so it cannot be maintained; write the join";
 
 pub(super) struct Lowering<'a> {
     pub graph: &'a mut Graph,
@@ -188,6 +194,10 @@ impl Lowering<'_> {
     }
 
     fn physical(&self, expr: &Expr, schema: &DFSchema) -> Lowered<Physical> {
+        let asks = |e: &Expr| matches!(e, Expr::ScalarSubquery(_) | Expr::InSubquery(_) | Expr::Exists(_));
+        if expr.exists(|e| Ok(asks(e))).map_err(|e| failed(&e))? {
+            return refuse("select", NOT_A_JOIN);
+        }
         create_physical_expr(expr, schema, &self.props)
             .map_err(|e| Refusal { word: expr.schema_name().to_string(), reason: message(&e) })
     }
