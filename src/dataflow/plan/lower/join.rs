@@ -9,7 +9,8 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::{JoinType, NullEquality};
 use datafusion::logical_expr::logical_plan::Join;
 use datafusion::logical_expr::{Expr, LogicalPlan};
-use datafusion::physical_expr::expressions::{IsNotNullExpr, IsNullExpr};
+use datafusion::logical_expr_common::type_coercion::binary::comparison_coercion;
+use datafusion::physical_expr::expressions::{CastExpr, IsNotNullExpr, IsNullExpr};
 
 use super::{Lowered, Lowering, Physical, column, every_column, failed, refuse};
 use crate::dataflow::Row;
@@ -35,11 +36,13 @@ impl Lowering<'_> {
         let on = |this: &Self, side: fn(&(Expr, Expr)) -> &Expr, plan: &LogicalPlan| {
             join.on.iter().map(|pair| this.physical(side(pair), plan.schema())).collect::<Lowered<Vec<_>>>()
         };
+        let (left_key, right_key) = (on(self, |pair| &pair.0, &join.left)?, on(self, |pair| &pair.1, &join.right)?);
+        let (left_key, right_key) = self.alike((left, left_key), (right, right_key))?;
         let sides = Sides {
             left,
             right,
-            left_key: on(self, |pair| &pair.0, &join.left)?,
-            right_key: on(self, |pair| &pair.1, &join.right)?,
+            left_key,
+            right_key,
             filter: match &join.filter {
                 Some(filter) => {
                     let both = join.left.schema().join(join.right.schema()).map_err(|e| failed(&e))?;
@@ -82,6 +85,31 @@ impl Lowering<'_> {
                 Ok(self.add(Operator::Union { inputs }, schema))
             }
         }
+    }
+
+    /// The keys of two sides with the same types: keys are compared as bytes. DataFusion 54 gives a union its columns' types after it has compared
+    /// them with others, and so leaves keys of an int and a bigint.
+    fn alike(
+        &self,
+        left: (NodeId, Vec<Physical>),
+        right: (NodeId, Vec<Physical>),
+    ) -> Lowered<(Vec<Physical>, Vec<Physical>)> {
+        let pairs = left.1.into_iter().zip(right.1).map(|(l, r)| {
+            let of = |key: &Physical, node| key.data_type(self.graph.schema(node)).map_err(|e| failed(&e));
+            let (of_left, of_right) = (of(&l, left.0)?, of(&r, right.0)?);
+            if of_left == of_right {
+                return Ok((l, r));
+            }
+            let Some(common) = comparison_coercion(&of_left, &of_right) else {
+                return refuse("join", format!("a {of_left} cannot be equal to a {of_right}"));
+            };
+            let cast = |key: Physical, ty: &DataType| match *ty == common {
+                true => key,
+                false => Arc::new(CastExpr::new(key, common.clone(), None)) as Physical,
+            };
+            Ok((cast(l, &of_left), cast(r, &of_right)))
+        });
+        Ok(pairs.collect::<Lowered<Vec<_>>>()?.into_iter().unzip())
     }
 
     /// The pairs that match. Of a side whose rows are kept without a partner too, null keys stay in its arrangement, so that both uses share
