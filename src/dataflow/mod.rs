@@ -25,7 +25,7 @@ mod worker;
 
 use std::sync::Arc;
 
-pub(crate) use plan::{DoubtJoins, DropRepeatedKeys, LOST, NOT_A_JOIN};
+pub(crate) use plan::{LOST, NOT_A_JOIN, batch_session};
 pub use plan::{Mistake, Plan, PlanError, Project, Table, TestOutput};
 pub use stats::OperatorStatus;
 pub use upsert::patch;

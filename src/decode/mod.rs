@@ -3,6 +3,7 @@
 //! The invariant: every message of a batch becomes a change, a skip (heartbeat, transaction marker) or a [`Reject`]; none is
 //! lost, and one bad message never harms another. Infrastructure that fails (the registry is away) is an `Err`, never a reject.
 
+mod assembly;
 pub(crate) mod avro;
 pub(crate) mod cell;
 mod decoder;

@@ -2,8 +2,9 @@
 //!
 //! The invariant: values go through the writer's own plan, as if they came off the wire; nothing here decides what a value means.
 
+use super::assembly::Assembly;
 use super::cell::Cell;
-use super::decoder::{Assembly, Decoder, parse_json};
+use super::decoder::{Decoder, parse_json};
 use super::envelope::{Kind, Values};
 use super::plan::Bad;
 use super::registry::Error;

@@ -1,7 +1,7 @@
 //! One query twice: maintained by the engine, and computed from scratch by DataFusion.
 //!
-//! The invariant: the two share nothing but the SQL and the tables. DataFusion plans with its own optimiser, whatever rules the engine
-//! leaves out or adds: without the rules that are known to give wrong answers ([`WRONG_RULES`]), and with two in their place.
+//! The invariant: the two share nothing but the SQL and the tables. DataFusion plans with its own optimiser, whatever rules the engine adds;
+//! only those that are known to give wrong answers are left out ([`batch_session`]).
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -16,18 +16,15 @@ use arrow_row::{RowConverter, SortField};
 use datafusion::catalog::MemTable;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::error::{DataFusionError, Result};
-use datafusion::execution::SessionStateBuilder;
 use datafusion::logical_expr::expr::NullTreatment;
 use datafusion::logical_expr::{Expr, LogicalPlan};
-use datafusion::optimizer::Optimizer;
-use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::collect;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::FutureExt;
 
 use super::database::Database;
 use crate::config::{Line, Materialized, Model};
-use crate::dataflow::{DoubtJoins, DropRepeatedKeys, Engine, FailedRow, Handle, Plan, PlanError};
+use crate::dataflow::{Engine, FailedRow, Handle, Plan, PlanError, batch_session};
 use crate::decode::Decoded;
 use crate::time::Epoch;
 
@@ -229,37 +226,12 @@ async fn without_panic<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     done.unwrap_or_else(|_| Err(DataFusionError::Execution("DataFusion panicked".into())))
 }
 
-/// Rules of DataFusion 54 that change answers, each with a query that it gets wrong; the batch does without them.
-pub(super) const WRONG_RULES: &[&str] = &[
-    // Takes the column after an expression for the key of the groups below it, and drops the others from `group by` and `order by`:
-    // select label, count(*) from (select upper(x) as label, g from (select g, max(x) as x from t group by g)) group by label, g
-    "optimize_projections",
-    // Believes the same of the keys of an order, over the same projection:
-    // select 2 as a, c as b from (select c from t group by c) order by a, b limit 3
-    "eliminate_duplicated_expr",
-    // Moves a predicate through a projection and leaves the columns' numbers as they were:
-    // select b.x from a right join b on a.k = b.k where abs(a.k) not between 1 and 3
-    "FilterPushdown",
-    "FilterPushdown(Post)",
-];
-
 /// A session that sees the database's tables as they stand.
 pub fn session(database: &Database) -> Result<(SessionContext, Vec<Arc<MemTable>>)> {
     let config = SessionConfig::new()
         .with_target_partitions(1)
         .set_bool("datafusion.sql_parser.map_string_types_to_utf8view", false);
-    let mut logical = Optimizer::new().rules;
-    logical.retain(|rule| !WRONG_RULES.contains(&rule.name()));
-    logical.insert(0, Arc::new(DropRepeatedKeys));
-    let mut physical = PhysicalOptimizer::new().rules;
-    physical.retain(|rule| !WRONG_RULES.contains(&rule.name()));
-    physical.insert(0, Arc::new(DoubtJoins));
-    let state = SessionStateBuilder::new_with_default_features()
-        .with_config(config)
-        .with_optimizer_rules(logical)
-        .with_physical_optimizer_rules(physical)
-        .build();
-    let context = SessionContext::new_with_state(state);
+    let context = batch_session(config);
     let mut tables = Vec::new();
     for (n, def) in database.defs().enumerate() {
         let table = Arc::new(MemTable::try_new(database.schema(n).clone(), vec![vec![database.batch(n)?]])?);

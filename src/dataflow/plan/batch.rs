@@ -1,7 +1,7 @@
 //! Rules for plans that are run in batch, in place of what DataFusion 54 gets wrong.
 //!
-//! The invariant: they change no row. Nobody believes what a join claims of its rows: DataFusion keeps what it knows of a side of an outer join for the rows in which that side is null
-//! (`EquivalenceGroup::join`): over `(select 5 as x, k from t) a full join b on a.k = b.k` it takes x for a constant, and leaves it out when it
+//! The invariant: they change no row. Nobody believes what a join claims of its rows: DataFusion keeps what it knows of a side of an outer
+//! join for the rows in which that side is null (`EquivalenceGroup::join`): over `(select 5 as x, k from t) a full join b on a.k = b.k` it takes x for a constant, and leaves it out when it
 //! sorts. A union with nothing makes no such claim. And a group names a key once, which is all that is right in `eliminate_duplicated_expr`.
 
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use datafusion::physical_plan::union::UnionExec;
 
 /// Has its place before all other rules, which lose their way where a group names a key twice.
 #[derive(Debug)]
-pub(crate) struct DropRepeatedKeys;
+pub(super) struct DropRepeatedKeys;
 
 impl OptimizerRule for DropRepeatedKeys {
     fn name(&self) -> &str {
@@ -54,7 +54,7 @@ impl OptimizerRule for DropRepeatedKeys {
 
 /// Has its place before all rules that believe what joins claim.
 #[derive(Debug)]
-pub(crate) struct DoubtJoins;
+pub(super) struct DoubtJoins;
 
 impl PhysicalOptimizerRule for DoubtJoins {
     fn name(&self) -> &str {

@@ -31,8 +31,8 @@ use datafusion::common::TableReference;
 use datafusion::error::DataFusionError;
 use datafusion::prelude::{DataFrame, SessionContext};
 
-pub(crate) use self::batch::{DoubtJoins, DropRepeatedKeys};
 use self::build::Builder;
+pub(crate) use self::context::batch_session;
 use self::context::{alone, batch_context};
 pub(crate) use self::lower::{LOST, NOT_A_JOIN};
 use self::message::message;

@@ -5,6 +5,8 @@ use std::path::Path;
 use super::*;
 use crate::config::{Materialized, Severity, TestKind};
 use arrow::datatypes::{DataType, Field, TimeUnit};
+use datafusion::optimizer::Optimizer;
+use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 
 fn model(name: &str, sql: &str) -> Model {
     let path: Arc<Path> = Path::new(&format!("{name}.sql")).into();
@@ -266,4 +268,14 @@ fn what_is_put_together_of_too_much_is_refused() {
     let found = mistakes(&models);
     assert_eq!(found.len(), 1, "{found:#?}");
     assert!(found[0].contains("materialized='table'"), "{found:#?}");
+}
+
+#[test]
+fn what_the_batch_does_without_are_rules_of_datafusion() {
+    let logical = Optimizer::new().rules;
+    let physical = PhysicalOptimizer::new().rules;
+    let known: Vec<&str> = logical.iter().map(|r| r.name()).chain(physical.iter().map(|r| r.name())).collect();
+    for rule in context::WRONG {
+        assert!(known.contains(rule), "{rule} is none of {known:?}");
+    }
 }
