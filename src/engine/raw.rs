@@ -133,8 +133,12 @@ impl Reading {
                 Some(_) => {}
             }
         }
-        for partition in marks.keys().filter(|p| landed.get(p).is_none()) {
-            tracing::info!(%partition, "nothing of this partition has landed yet; it is read from its first offset");
+        let (old, new): (Vec<&Partition>, _) = marks.keys().partition(|p| landed.get(p).is_some());
+        // On a first start all are new, which nobody has to be told.
+        if !old.is_empty() {
+            for partition in new {
+                tracing::info!(%partition, "nothing of this partition has landed yet; it is read from its first offset");
+            }
         }
         Ok(())
     }

@@ -81,12 +81,7 @@ impl Reading {
                     if self.join_added(source, &marks, &mut start)?.is_none() {
                         break;
                     }
-                    let done = self.status.position();
-                    self.status.set_lag(marks.into_iter().map(|(p, w)| {
-                        let from = done.get(&p).unwrap_or(w.low).max(w.low);
-                        let behind = (w.high.0 - from.0).max(0) as u64;
-                        (p, behind)
-                    }));
+                    self.status.set_watermarks(marks);
                 }
                 next_lag = Instant::now() + LAG_EVERY;
             }

@@ -14,6 +14,7 @@ use super::freshness::{WINDOW, Window};
 use super::metrics::{EventOp, Metrics};
 use crate::dataflow::{OperatorStatus, TestOutput};
 use crate::decode::Rule;
+use crate::source::Watermarks;
 use crate::time::{Epoch, Partition, Position};
 
 /// What the engine is doing.
@@ -67,7 +68,8 @@ struct Now {
     since: Instant,
     epoch: Epoch,
     position: Position,
-    lag: BTreeMap<Partition, u64>,
+    /// What each partition holds, as it was last looked at.
+    marks: BTreeMap<Partition, Watermarks>,
     /// How far raw has landed, and why it cannot go on; there may be no raw.
     landed: Option<Position>,
     raw_waiting: Option<String>,
@@ -86,6 +88,15 @@ impl Now {
             _ => (self.state, &self.why),
         }
     }
+
+    /// Events of each partition that were there when it was last looked at, and are not searchable yet.
+    fn lag(&self) -> BTreeMap<Partition, u64> {
+        let behind = |(partition, marks): (&Partition, &Watermarks)| {
+            let done = self.position.get(partition).unwrap_or_default().max(marks.low);
+            (partition.clone(), (marks.high.0 - done.0).max(0) as u64)
+        };
+        self.marks.iter().map(behind).collect()
+    }
 }
 
 impl Status {
@@ -98,7 +109,7 @@ impl Status {
             since: started,
             epoch: Epoch(0),
             position: Position::default(),
-            lag: BTreeMap::new(),
+            marks: BTreeMap::new(),
             landed: None,
             raw_waiting: None,
             operators: Vec::new(),
@@ -178,6 +189,7 @@ impl Status {
         let mut now = self.now();
         now.epoch = now.epoch.max(epoch);
         now.position.join(position);
+        self.metrics.set_lag(&now.lag());
     }
 
     pub fn epoch(&self) -> Epoch {
@@ -188,11 +200,11 @@ impl Status {
         self.now().position.clone()
     }
 
-    /// The lag of every partition in events; partitions that are not named are forgotten.
-    pub fn set_lag(&self, lag: impl IntoIterator<Item = (Partition, u64)>) {
-        let lag: BTreeMap<Partition, u64> = lag.into_iter().collect();
-        self.metrics.set_lag(lag.iter().map(|(partition, events)| (partition, *events)));
-        self.now().lag = lag;
+    /// What each partition holds, which the lag is counted from; partitions that are not named are forgotten.
+    pub fn set_watermarks(&self, marks: impl IntoIterator<Item = (Partition, Watermarks)>) {
+        let mut now = self.now();
+        now.marks = marks.into_iter().collect();
+        self.metrics.set_lag(&now.lag());
     }
 
     /// How far a source's raw table has landed. Others keep theirs.
@@ -228,12 +240,12 @@ impl Status {
     /// Whether the partitions were looked at, and had nothing that is not searchable yet.
     pub fn is_level(&self) -> bool {
         let now = self.now();
-        !now.lag.is_empty() && now.lag.values().all(|events| *events == 0)
+        !now.marks.is_empty() && now.lag().values().all(|events| *events == 0)
     }
 
     /// Events of all partitions that are not searchable yet.
     pub fn lag_total(&self) -> u64 {
-        self.now().lag.values().sum()
+        self.now().lag().values().sum()
     }
 
     /// Changes that have just become searchable: for each, the milliseconds since the source's commit. Clocks that disagree may make
@@ -261,6 +273,7 @@ impl Status {
         let m = &self.metrics;
         let now = self.now();
         let (state, why) = now.shown();
+        let lag = now.lag();
         json!({
             "state": state.name(),
             "why": why,
@@ -270,8 +283,8 @@ impl Status {
             "uptime_s": self.started.elapsed().as_secs(),
             "epoch": now.epoch,
             "position": now.position,
-            "lag": by_partition(&now.lag),
-            "lag_total": now.lag.values().sum::<u64>(),
+            "lag": by_partition(&lag),
+            "lag_total": lag.values().sum::<u64>(),
             "freshness_ms": freshness,
             "source": {"messages": m.source_messages.get(), "bytes": m.source_bytes.get()},
             "decode": {
@@ -416,11 +429,26 @@ mod tests {
     }
 
     #[test]
+    fn lag_goes_with_the_commit_and_not_with_the_next_look() {
+        let status = status();
+        assert!(!status.is_level(), "nothing was looked at");
+        status.set_watermarks([(Partition::new("t", 0), Watermarks { low: Offset(10), high: Offset(30) })]);
+        assert_eq!(status.lag_total(), 20);
+        status.set_committed(Epoch(1), &position(28));
+        assert_eq!(status.lag_total(), 2);
+        assert!(status.metrics().render().unwrap().contains(r#"freshet_lag_events{partition="0",topic="t"} 2"#));
+        status.set_committed(Epoch(2), &position(35));
+        assert!(status.is_level(), "more was read than there was at the last look");
+    }
+
+    #[test]
     fn the_json_has_the_promised_shape() {
         let status = status();
         status.set_state(State::CatchingUp, "12 events behind");
         status.set_committed(Epoch(3), &position(9));
-        status.set_lag([(Partition::new("t", 1), 5), (Partition::new("t", 0), 7), (Partition::new("u", 0), 0)]);
+        let marks = |low, high| Watermarks { low: Offset(low), high: Offset(high) };
+        let (t0, t1, u0) = (Partition::new("t", 0), Partition::new("t", 1), Partition::new("u", 0));
+        status.set_watermarks([(t1, marks(3, 8)), (t0, marks(0, 16)), (u0, marks(4, 4))]);
         status.observe_freshness([10, 10, 10, -4]);
         let m = status.metrics();
         m.embeds_asked.inc_by(5);

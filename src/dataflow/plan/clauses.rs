@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
     self, Expr, Function, FunctionArgumentClause, FunctionArguments, GroupByExpr, LimitClause, OrderBy, OrderByKind,
-    Select, SelectFlavor, SelectItem, SetExpr, Spanned, TableAlias, TableFactor, Visit, Visitor, WindowType,
+    Select, SelectFlavor, SelectItem, SetExpr, SetOperator, SetQuantifier, Spanned, TableAlias, TableFactor, Visit, Visitor, WindowType,
 };
 
 use super::query::{Fault, Query};
@@ -74,7 +74,10 @@ impl Clauses<'_> {
 
     fn body(&mut self, body: &SetExpr) {
         let mut left = body;
-        while let SetExpr::SetOperation { left: further, right, .. } = left {
+        while let SetExpr::SetOperation { op, set_quantifier, left: further, right } = left {
+            // DataFusion takes them for a semi and an anti join, which do not count how often a row stands on either side.
+            let counts = *set_quantifier == SetQuantifier::All && *op != SetOperator::Union;
+            self.refuse(counts, &format!("{op} all"));
             self.leaf(right);
             left = further;
         }
