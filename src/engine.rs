@@ -148,7 +148,7 @@ impl Service {
         status.metrics().quarantine_open.set(quarantine.len() as i64);
         status.metrics().index_rows.set(indexer.len() as i64);
         let announced = indexer.table().announced().cloned().unwrap_or_default();
-        status.set_committed(announced.epoch, &announced.position);
+        status.set_committed(announced.reached.epoch, &announced.reached.position);
         state.open(Arc::new(searcher), Arc::new(QueryEmbedder(embedder)));
         if !indexer.is_empty() {
             status.set_ready();

@@ -82,7 +82,7 @@ impl Indexer {
     }
 
     /// Shows what was applied; see [`IndexTable::publish`].
-    pub async fn publish(&self, reached: Option<(Epoch, &Position)>) -> Result<(), Error> {
+    pub async fn publish(&mut self, reached: Option<(Epoch, &Position)>) -> Result<(), Error> {
         self.table.publish(reached).await
     }
 

@@ -14,7 +14,7 @@ mod tests;
 pub use indexer::{Applied, Indexer, row_hash};
 pub use reader::{IndexReader, IndexRow};
 pub use search::IndexSearcher;
-pub use table::{Announced, Fingerprint, IndexTable, problems, refused_columns, unreachable};
+pub use table::{Announced, Fingerprint, IndexTable, Reached, problems, refused_columns, unreachable};
 
 use std::path::PathBuf;
 

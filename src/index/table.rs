@@ -28,10 +28,19 @@ pub struct Fingerprint {
     pub text: [u8; 16],
 }
 
-/// How far the index may be: written before a commit, so that a restart catches up to it before it shows anything else.
+/// How far the index may be: written before a commit, so that a restart catches up to it before it shows anything else; and how far it is,
+/// written before that is shown to anybody, so that a restart shows no less.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Announced {
     pub model_id: String,
+    pub epoch: Epoch,
+    pub position: Position,
+    pub reached: Reached,
+}
+
+/// All changes up to here are in the index.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Reached {
     pub epoch: Epoch,
     pub position: Position,
 }
@@ -102,8 +111,11 @@ impl IndexTable {
                 Some(why) => {
                     tracing::warn!(table = name, rows, why, "the index is built anew");
                     connection.drop_table(name, &[]).await.map_err(|e| storage(e.to_string()))?;
-                    announced =
-                        announced.map(|a| Announced { position: Position::default(), model_id: model_id.into(), ..a });
+                    // Epochs go on; of the sources' rows it has none.
+                    announced = announced.map(|a| {
+                        let reached = Reached { position: Position::default(), ..a.reached };
+                        Announced { position: Position::default(), model_id: model_id.into(), reached, ..a }
+                    });
                     create(&connection, name, &schema).await.map_err(|e| storage(e.to_string()))?
                 }
             }
@@ -112,11 +124,8 @@ impl IndexTable {
             create(&connection, name, &schema).await.map_err(|e| storage(e.to_string()))?
         };
         let pinned = table.checkout_current().await.map_err(|e| storage(e.to_string()))?;
-        let first = Snapshot {
-            table: pinned,
-            epoch: announced.as_ref().map_or(Epoch(0), |a| a.epoch),
-            position: Arc::new(announced.as_ref().map(|a| a.position.clone()).unwrap_or_default()),
-        };
+        let Reached { epoch, position } = announced.as_ref().map(|a| a.reached.clone()).unwrap_or_default();
+        let first = Snapshot { table: pinned, epoch, position: Arc::new(position) };
         Ok(IndexTable {
             config: config.clone(),
             table,
@@ -171,7 +180,11 @@ impl IndexTable {
 
     /// Says how far the next commits may bring the index.
     pub fn announce(&mut self, epoch: Epoch, position: &Position) -> Result<(), Error> {
-        let next = Announced { model_id: self.model_id.clone(), epoch, position: position.clone() };
+        let reached = self.announced.as_ref().map(|a| a.reached.clone()).unwrap_or_default();
+        self.say(Announced { model_id: self.model_id.clone(), epoch, position: position.clone(), reached })
+    }
+
+    fn say(&mut self, next: Announced) -> Result<(), Error> {
         if self.announced.as_ref() == Some(&next) {
             return Ok(());
         }
@@ -207,9 +220,19 @@ impl IndexTable {
         Ok(())
     }
 
-    /// Shows the table as it is now to searches: all of `position` is in it, or, for a part of it, what was published before.
-    pub async fn publish(&self, reached: Option<(Epoch, &Position)>) -> Result<(), Error> {
+    /// Shows the table as it is now to searches. `reached` is how far all of it is; without it the position stays what was published before.
+    pub async fn publish(&mut self, reached: Option<(Epoch, &Position)>) -> Result<(), Error> {
         let table = self.table.checkout_current().await.map_err(|e| self.storage(e))?;
+        if let Some((epoch, position)) = reached {
+            let reached = Reached { epoch, position: position.clone() };
+            let announced = self.announced.clone().unwrap_or_else(|| Announced {
+                model_id: self.model_id.clone(),
+                epoch,
+                position: position.clone(),
+                reached: Reached::default(),
+            });
+            self.say(Announced { reached, ..announced })?;
+        }
         let mut now = self.snapshot.write().expect("no holder of this lock panics");
         let (epoch, position) = match reached {
             Some((epoch, position)) => (epoch, Arc::new(position.clone())),
