@@ -290,6 +290,7 @@ impl Plan {
                 Work::Test(_) | Work::Look(_) => {}
                 Work::Inline(name) => {
                     let frame = Self::frame(step, &context).await?;
+                    context.deregister_table(TableReference::bare(name.as_str()))?;
                     context.register_table(TableReference::bare(name.as_str()), frame.into_view())?;
                 }
                 Work::Keep(name) => {
