@@ -423,7 +423,10 @@ fn check_contract(s: &Section<'_>, path: &Path, text: &str, key: &[String]) {
             for field in &record.fields {
                 if let Some(other) = names.insert(field.name.to_lowercase(), &field.name) {
                     let (path, name) = (path.display(), &field.name);
-                    s.problem("contract", format!("{path} has the columns {other} and {name}, which differ in case alone"));
+                    s.problem(
+                        "contract",
+                        format!("{path} has the columns {other} and {name}, which differ in case alone"),
+                    );
                 }
             }
         }

@@ -6,8 +6,9 @@
 use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
-    self, Expr, Function, FunctionArgumentClause, FunctionArguments, GroupByExpr, LimitClause, OrderBy, OrderByKind,
-    Select, SelectFlavor, SelectItem, SetExpr, SetOperator, SetQuantifier, Spanned, TableAlias, TableFactor, Visit, Visitor, WindowType,
+    self, BinaryOperator, Expr, Function, FunctionArgumentClause, FunctionArguments, GroupByExpr, LimitClause, OrderBy,
+    OrderByKind, Select, SelectFlavor, SelectItem, SetExpr, SetOperator, SetQuantifier, Spanned, TableAlias,
+    TableFactor, Visit, Visitor, WindowType,
 };
 
 use super::query::{Fault, Query};
@@ -258,6 +259,13 @@ impl Visitor for Clauses<'_> {
     fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
         match expr {
             Expr::Function(function) => self.function(function),
+            // PostgreSQL binds it closer than AND; this parser does not.
+            Expr::IsDistinctFrom(_, right) | Expr::IsNotDistinctFrom(_, right)
+                if matches!(&**right, Expr::BinaryOp { op: BinaryOperator::And | BinaryOperator::Or, .. }) =>
+            {
+                let reason = "what follows IS [NOT] DISTINCT FROM is taken up to the end of AND and OR: put the comparison in brackets";
+                self.fault(expr.span().start.line, reason);
+            }
             Expr::Trim { trim_characters: Some(characters), .. } if characters.len() > 1 => {
                 self.fault(expr.span().start.line, "TRIM with more than two arguments is not supported");
             }

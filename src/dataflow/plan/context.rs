@@ -11,6 +11,7 @@ use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::prelude::{SessionConfig, SessionContext};
 
 use super::batch::{DoubtJoins, DropRepeatedKeys};
+use super::mended::mended;
 use super::opaque::HideDependencies;
 
 /// Stack of a thread that plans: DataFusion calls itself once for each level that a query nests. Only what is used of it is ever taken.
@@ -44,7 +45,7 @@ fn config() -> SessionConfig {
 
 /// Parses and optimises what is to be maintained.
 pub(super) fn context() -> SessionContext {
-    let mut rules = Optimizer::new().rules;
+    let mut rules = mended(Optimizer::new().rules);
     // Before all rules, and once more where subqueries have become joins.
     let at = rules.iter().position(|rule| rule.name() == PRUNES).expect("DataFusion prunes columns");
     rules.insert(at, Arc::new(HideDependencies));
@@ -79,7 +80,7 @@ pub(super) fn batch_context() -> SessionContext {
 
 /// Computes in batch, with DataFusion's own rules but for those that are known to be wrong, and those of [`super::batch`] in their place.
 pub(crate) fn batch_session(config: SessionConfig) -> SessionContext {
-    let mut logical = Optimizer::new().rules;
+    let mut logical = mended(Optimizer::new().rules);
     logical.retain(|rule| !WRONG.contains(&rule.name()));
     logical.insert(0, Arc::new(DropRepeatedKeys));
     let mut physical = PhysicalOptimizer::new().rules;

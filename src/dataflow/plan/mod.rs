@@ -9,6 +9,7 @@ mod build;
 mod clauses;
 mod context;
 mod lower;
+mod mended;
 mod message;
 mod nesting;
 mod opaque;

@@ -104,6 +104,11 @@ fn a_clause_that_would_be_ignored_is_refused() {
     accepted("select id from s__t except select 1 intersect select 2 union all select 3");
     refused("select *\nilike '%d' from s__t", "v.sql:2: ILIKE is not supported");
     refused("select id from s__t as x(a int,\n b text, c int, d text)", "v.sql:1: the columns of x have types");
+    refused(
+        "select id from s__t where\nid is not distinct from 1 and price > 2",
+        "v.sql:2: what follows IS [NOT] DISTINCT FROM",
+    );
+    accepted("select id from s__t where (id is not distinct from 1) and price is distinct from 2 + 1");
     accepted("select id, 'for update' as x from s__t where name <> 'prewhere' -- tablesample");
     accepted("select id, price as format from s__t");
 }

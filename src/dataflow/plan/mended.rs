@@ -1,0 +1,146 @@
+//! Rules of DataFusion 54 without the cases in which they change answers; what is maintained and what is computed in batch both use them.
+//!
+//! The invariant: a mended rule does what its original does, or leaves a node as it is, or does it right. Each case has a query in `tests/sql`.
+//!
+//! * `extract_equijoin_predicate` makes a key of `is not distinct from`, for which nulls are equal in the whole join, and later of an equality
+//!   that stands beside it, for which they are not.
+//! * `eliminate_cross_join` puts joins together that differ in that, and makes keys of the conditions above them.
+//! * `push_down_filter` moves a condition without columns below an aggregate without keys, which has a row all the same.
+//! * `propagate_empty_relation` looks for a union's columns in the one input that is left, under the names of the first one.
+
+use std::sync::Arc;
+
+use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::{Column, NullEquality};
+use datafusion::error::Result;
+use datafusion::logical_expr::logical_plan::{Filter, Projection};
+use datafusion::logical_expr::{Expr, Join, JoinType, LogicalPlan, Union};
+use datafusion::optimizer::optimizer::ApplyOrder;
+use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
+
+type Rule = Arc<dyn OptimizerRule + Send + Sync>;
+
+/// Looks at a node before the rule does.
+type Mend = fn(LogicalPlan) -> Result<Look>;
+
+enum Look {
+    /// The rule may have it.
+    Let(LogicalPlan),
+    /// This is what becomes of it.
+    Done(Transformed<LogicalPlan>),
+}
+
+const MENDS: [(&str, Mend); 4] = [
+    ("extract_equijoin_predicate", extract),
+    ("eliminate_cross_join", flatten),
+    ("push_down_filter", push_down),
+    ("propagate_empty_relation", propagate),
+];
+
+/// The rules, each mended where it has to be.
+pub(super) fn mended(rules: Vec<Rule>) -> Vec<Rule> {
+    let known = MENDS.iter().all(|(name, _)| rules.iter().any(|rule| rule.name() == *name));
+    assert!(known, "DataFusion has other rules than those that are mended");
+    let mend = |rule: Rule| match MENDS.iter().find(|(name, _)| *name == rule.name()) {
+        Some((_, mend)) => Arc::new(Mended { rule, mend: *mend }),
+        None => rule,
+    };
+    rules.into_iter().map(mend).collect()
+}
+
+#[derive(Debug)]
+struct Mended {
+    rule: Rule,
+    mend: Mend,
+}
+
+impl OptimizerRule for Mended {
+    fn name(&self) -> &str {
+        self.rule.name()
+    }
+
+    fn apply_order(&self) -> Option<ApplyOrder> {
+        self.rule.apply_order()
+    }
+
+    fn supports_rewrite(&self) -> bool {
+        true
+    }
+
+    fn rewrite(&self, plan: LogicalPlan, config: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
+        match (self.mend)(plan)? {
+            Look::Let(plan) => self.rule.rewrite(plan, config),
+            Look::Done(done) => Ok(done),
+        }
+    }
+}
+
+fn leave(plan: LogicalPlan) -> Look {
+    Look::Done(Transformed::no(plan))
+}
+
+/// What else such a join asks of a pair stays a condition.
+fn extract(plan: LogicalPlan) -> Result<Look> {
+    Ok(match &plan {
+        LogicalPlan::Join(join) if join.null_equality == NullEquality::NullEqualsNull => leave(plan),
+        _ => Look::Let(plan),
+    })
+}
+
+fn flatten(plan: LogicalPlan) -> Result<Look> {
+    let is_inner = |plan: &LogicalPlan| matches!(plan, LogicalPlan::Join(j) if j.join_type == JoinType::Inner);
+    let apart = plan.transform_down(|node| {
+        Ok(match node {
+            LogicalPlan::Filter(filter) if nulls_meet(&filter.input) => {
+                let filter = Filter::try_new(filter.predicate, fenced(filter.input))?;
+                Transformed::yes(LogicalPlan::Filter(filter))
+            }
+            LogicalPlan::Join(join) if join.join_type == JoinType::Inner => {
+                let own = join.null_equality == NullEquality::NullEqualsNull;
+                let fence = |side: Arc<LogicalPlan>| match is_inner(&side) && (own || nulls_meet(&side)) {
+                    true => fenced(side),
+                    false => side,
+                };
+                let (left, right) = (fence(join.left.clone()), fence(join.right.clone()));
+                Transformed::yes(LogicalPlan::Join(Join { left, right, ..join }))
+            }
+            other => Transformed::no(other),
+        })
+    })?;
+    Ok(Look::Let(apart.data))
+}
+
+/// Whether this is a join whose keys are equal where both are null.
+fn nulls_meet(plan: &LogicalPlan) -> bool {
+    matches!(plan, LogicalPlan::Join(join)
+        if join.join_type == JoinType::Inner && join.null_equality == NullEquality::NullEqualsNull)
+}
+
+/// A projection of all columns, which the rule does not look through.
+fn fenced(plan: Arc<LogicalPlan>) -> Arc<LogicalPlan> {
+    let schema = plan.schema().clone();
+    Arc::new(LogicalPlan::Projection(Projection::new_from_schema(plan, schema)))
+}
+
+/// No condition has a key to go by, so that none may go further down.
+fn push_down(plan: LogicalPlan) -> Result<Look> {
+    let over_all = |input: &LogicalPlan| matches!(input, LogicalPlan::Aggregate(a) if a.group_expr.is_empty());
+    Ok(match &plan {
+        LogicalPlan::Filter(filter) if over_all(&filter.input) => leave(plan),
+        _ => Look::Let(plan),
+    })
+}
+
+fn propagate(plan: LogicalPlan) -> Result<Look> {
+    let LogicalPlan::Union(Union { inputs, schema }) = &plan else { return Ok(Look::Let(plan)) };
+    let has_rows =
+        |input: &&Arc<LogicalPlan>| !matches!(&***input, LogicalPlan::EmptyRelation(e) if !e.produce_one_row);
+    let mut left = inputs.iter().filter(has_rows);
+    let (Some(input), None) = (left.next(), left.next()) else { return Ok(Look::Let(plan)) };
+    let names = input.schema().iter().zip(schema.iter()).map(|((qualifier, field), (wanted, of_union))| {
+        let column = Expr::Column(Column::new(qualifier.cloned(), field.name()));
+        column.alias_qualified(wanted.cloned(), of_union.name())
+    });
+    let named = Projection::try_new_with_schema(names.collect(), input.clone(), schema.clone())?;
+    Ok(Look::Done(Transformed::yes(LogicalPlan::Projection(named))))
+}
