@@ -73,15 +73,38 @@ pub(super) const WRONG: &[&str] = &[
     "FilterPushdown(Post)",
 ];
 
+/// Rules without which subqueries, `distinct on`, `not in`, `coalesce` and `limit 0` cannot be executed, and a sort below a limit is lost.
+const NEEDED: &[&str] = &[
+    "simplify_expressions",
+    "eliminate_limit",
+    "push_down_limit",
+    "rewrite_set_comparison",
+    "replace_distinct_aggregate",
+    "decorrelate_predicate_subquery",
+    "scalar_subquery_to_join",
+    "decorrelate_lateral_join",
+    "extract_equijoin_predicate",
+];
+
 /// Computes models in batch.
 pub(super) fn batch_context() -> SessionContext {
     batch_session(config())
 }
 
 /// Computes in batch, with DataFusion's own rules but for those that are known to be wrong, and those of [`super::batch`] in their place.
-pub(crate) fn batch_session(config: SessionConfig) -> SessionContext {
+fn batch_session(config: SessionConfig) -> SessionContext {
+    session(config, |rule| !WRONG.contains(&rule))
+}
+
+/// Computes a query as it is written: no rule moves a condition, reorders a join or drops a column, so that none can be wrong. Only what has
+/// no execution of its own becomes something that has. It is for small tables.
+pub(crate) fn plain_session(config: SessionConfig) -> SessionContext {
+    session(config, |rule| NEEDED.contains(&rule))
+}
+
+fn session(config: SessionConfig, wanted: impl Fn(&str) -> bool) -> SessionContext {
     let mut logical = mended(Optimizer::new().rules);
-    logical.retain(|rule| !WRONG.contains(&rule.name()));
+    logical.retain(|rule| wanted(rule.name()));
     logical.insert(0, Arc::new(DropRepeatedKeys));
     let mut physical = PhysicalOptimizer::new().rules;
     physical.retain(|rule| !WRONG.contains(&rule.name()));

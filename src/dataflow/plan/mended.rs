@@ -5,7 +5,8 @@
 //! * `extract_equijoin_predicate` makes a key of `is not distinct from`, for which nulls are equal in the whole join, and later of an equality
 //!   that stands beside it, for which they are not.
 //! * `eliminate_cross_join` puts joins together that differ in that, and makes keys of the conditions above them.
-//! * `push_down_filter` moves a condition without columns below an aggregate without keys, which has a row all the same.
+//! * `push_down_filter` moves a condition without columns below an aggregate without keys, which has a row all the same; and holds a condition on
+//!   the left side of `not in` against the right side too, where it drops the nulls that make the answer unknown.
 //! * `propagate_empty_relation` looks for a union's columns in the one input that is left, under the names of the first one.
 
 use std::sync::Arc;
@@ -122,12 +123,20 @@ fn fenced(plan: Arc<LogicalPlan>) -> Arc<LogicalPlan> {
     Arc::new(LogicalPlan::Projection(Projection::new_from_schema(plan, schema)))
 }
 
-/// No condition has a key to go by, so that none may go further down.
 fn push_down(plan: LogicalPlan) -> Result<Look> {
+    let of_not_in = |input: &LogicalPlan| matches!(input, LogicalPlan::Join(join) if join.null_aware);
+    // No condition has a key to go by, so that none may go further down.
     let over_all = |input: &LogicalPlan| matches!(input, LogicalPlan::Aggregate(a) if a.group_expr.is_empty());
-    Ok(match &plan {
-        LogicalPlan::Filter(filter) if over_all(&filter.input) => leave(plan),
-        _ => Look::Let(plan),
+    Ok(match plan {
+        LogicalPlan::Filter(filter) if over_all(&filter.input) => leave(LogicalPlan::Filter(filter)),
+        LogicalPlan::Filter(Filter { predicate, input, .. }) if of_not_in(&input) => {
+            let LogicalPlan::Join(join) = Arc::unwrap_or_clone(input) else { unreachable!("it was asked") };
+            // Its rows are the left side's.
+            let left = Arc::new(LogicalPlan::Filter(Filter::try_new(predicate, join.left)?));
+            Look::Done(Transformed::yes(LogicalPlan::Join(Join { left, ..join })))
+        }
+        plan if of_not_in(&plan) => leave(plan),
+        plan => Look::Let(plan),
     })
 }
 

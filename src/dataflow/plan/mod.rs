@@ -33,7 +33,7 @@ use datafusion::error::DataFusionError;
 use datafusion::prelude::{DataFrame, SessionContext};
 
 use self::build::Builder;
-pub(crate) use self::context::batch_session;
+pub(crate) use self::context::plain_session;
 use self::context::{alone, batch_context};
 pub(crate) use self::lower::{LOST, NOT_A_JOIN};
 use self::message::message;
