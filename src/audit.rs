@@ -111,7 +111,7 @@ async fn audit(config: &Config, sample: usize) -> Result<Audit, Error> {
         found.missing += 1;
         found.differs(|| format!("the key {} is in the view and not in the index", view.shown(key)));
     }
-    let (embed, made_by) = (config.embed.clone(), index.announced().model_id.clone());
+    let (embed, made_by) = (config.embed.clone(), index.announced().made_of.model_id.clone());
     tokio::task::spawn_blocking(move || embed_anew(&Embedder::load(&embed)?, &made_by, &view, &vectors, found)).await?
 }
 

@@ -24,12 +24,12 @@ use futures::future::BoxFuture;
 use crate::config::Config;
 use crate::dataflow::{self, Row};
 use crate::embed::{BatchStats, Embedder, EmbeddingStore, TextEmbedder};
-use crate::index::{IndexSearcher, IndexTable, Indexer};
+use crate::index::{Design, Indexer, Place};
 use crate::serve::{EmbedQuery, Metrics, SearchError, ServeState, Server, State, Status};
 use crate::time::{Epoch, Position};
 use crate::validate::Quarantine;
 use driving::Driving;
-use indexing::Indexing;
+use indexing::{Indexing, Opening};
 pub use preflight::{Checked, ask_broker, ask_registry, check, plan};
 use reading::Reading;
 
@@ -137,20 +137,23 @@ impl Service {
             Error::Plan(p.iter().map(|p| format!("{}: {}", p.key, p.reason)).collect::<Vec<_>>().join("; "))
         })?;
         let embedder = embedder.await?;
-        let (model, dimension) = (embedder.model_id().clone(), embedder.dimension());
-        let table =
-            IndexTable::open(&config.index, &config.name, plan.view_schema().clone(), &model.0, dimension).await?;
-        let searcher = IndexSearcher::new(&table, dimension)?;
-        let store = EmbeddingStore::open(&config.embed.store, &model, dimension)?;
-        let indexer = Indexer::new(table, store, embedder.clone()).await?;
+        let topics = config.sources.iter().map(|s| s.topic.clone()).collect();
+        let view = plan.view_schema().clone();
+        let design = Design::new(&config.index, &config.name, topics, view, &*embedder)?;
+        // The index's lock comes first: what this process may not write it does not touch.
+        let found = Place::open(design).await?;
+        let store = EmbeddingStore::open(&config.embed.store, embedder.model_id(), embedder.dimension())?;
+        let indexer = Indexer::new(found, store, embedder.clone()).await?;
         let quarantine =
             Quarantine::open(&Path::new(&config.index.uri).join(format!("{}.quarantine.jsonl", config.name)))?;
         status.metrics().quarantine_open.set(quarantine.len() as i64);
         status.metrics().index_rows.set(indexer.len() as i64);
-        let announced = indexer.table().announced().cloned().unwrap_or_default();
-        status.set_committed(announced.reached.epoch, &announced.reached.position);
-        state.open(Arc::new(searcher), Arc::new(QueryEmbedder(embedder)));
-        if !indexer.is_empty() {
+        let (announced_epoch, announced) = indexer.announced();
+        let reached = indexer.reached();
+        status.set_committed(reached.epoch, &reached.position);
+        let opening = Opening { state, embedder: Arc::new(QueryEmbedder(embedder)) };
+        let opening = opening.open(&indexer)?;
+        if opening.is_none() && !indexer.is_empty() {
             status.set_ready();
         }
         let tests: Vec<_> = plan.tests().iter().map(|t| (t.clone(), 0)).collect();
@@ -188,7 +191,7 @@ impl Service {
             status: status.clone(),
             stop: stop.clone(),
             shared: shared.clone(),
-            announced: announced.position,
+            announced,
         };
         let reading_runtime = runtime.clone();
         threads
@@ -199,12 +202,13 @@ impl Service {
             status: status.clone(),
             shared: shared.clone(),
             engine: config.engine.clone(),
-            first: Epoch(announced.epoch.0 + 1),
+            first: Epoch(announced_epoch.0 + 1),
             tests,
         };
         threads.push(spawn("driver", Box::new(move || driving.run(&receive))).map_err(failed)?);
         let indexing = Indexing {
             indexer,
+            opening,
             status: status.clone(),
             stop: stop.clone(),
             shared: shared.clone(),

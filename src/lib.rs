@@ -15,6 +15,8 @@ pub mod time;
 
 pub mod config;
 
+pub mod storage;
+
 pub mod source;
 
 pub mod decode;

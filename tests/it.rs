@@ -13,6 +13,7 @@ mod it {
     mod golden;
     mod kill;
     mod landing;
+    mod losing;
     mod outages;
     mod printed;
     mod program;

@@ -1,20 +1,20 @@
-//! The indexer thread: takes all that is pending, embeds, commits, publishes.
+//! The indexer thread: takes all that is pending, embeds, commits, publishes; and fills a table that is made beside the index.
 //!
 //! The invariant: nothing is taken before the view has come to where the index may have been; a position is published when every change up
 //! to it is in the index. Commits are kept short, for between two of them the thread can be told to end.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::{Pending, Progress, Shared};
-use crate::dataflow::ViewChange;
+use crate::dataflow::{Row, ViewChange};
 use crate::embed::BatchStats;
-use crate::index::Indexer;
-use crate::serve::{State, Status};
-use crate::time::Position;
+use crate::index::{self, Indexer};
+use crate::serve::{EmbedQuery, ServeState, State, Status};
+use crate::time::{Epoch, Position};
 
 /// How long a commit should take, embedding included: the more a machine embeds in this time, the more keys a commit has.
 const COMMIT_TARGET: Duration = Duration::from_secs(1);
@@ -22,10 +22,13 @@ const COMMIT_FIRST_KEYS: usize = 64;
 /// How long what is pending may go on into the index after the service was told to stop. What is left is found again at the next start: the
 /// position it leads to was announced, and the index is compared with the view up to there.
 const DRAIN_MAX: Duration = Duration::from_secs(3);
+const IDLE: Duration = Duration::from_secs(5);
 
 /// What the thread needs.
 pub(super) struct Indexing {
     pub indexer: Indexer,
+    /// How the index is opened for searches, if it is not yet.
+    pub opening: Option<Opening>,
     pub status: Arc<Status>,
     pub stop: Arc<AtomicBool>,
     pub shared: Arc<Shared>,
@@ -34,107 +37,49 @@ pub(super) struct Indexing {
     pub progress: Progress,
 }
 
+/// What opens an index for searches.
+pub(super) struct Opening {
+    pub state: Arc<ServeState>,
+    pub embedder: Arc<dyn EmbedQuery>,
+}
+
+impl Opening {
+    /// Opens the index if there is one to search; comes back if there is not.
+    pub fn open(self, indexer: &Indexer) -> Result<Option<Opening>, index::Error> {
+        let Some(searcher) = indexer.searcher()? else { return Ok(Some(self)) };
+        self.state.open(Arc::new(searcher), self.embedder);
+        Ok(None)
+    }
+}
+
 impl Indexing {
     pub fn run(self, runtime: &tokio::runtime::Handle, target: &Receiver<Position>) -> Result<(), String> {
         let shared = self.shared.clone();
-        let done = self.follow(runtime, target);
+        let done = self.reconcile_and_follow(runtime, target);
         // Nobody takes what is pending any more, so nobody may wait for it to be taken.
         shared.pending().closed = true;
         done
     }
 
-    fn follow(mut self, runtime: &tokio::runtime::Handle, target: &Receiver<Position>) -> Result<(), String> {
+    fn reconcile_and_follow(self, runtime: &tokio::runtime::Handle, target: &Receiver<Position>) -> Result<(), String> {
         // A service that is stopped before it could begin has no target.
         let Ok(target) = target.recv() else { return Ok(()) };
-        if self.hydrate(&target) {
-            let view: HashSet<Box<[u8]>> =
-                self.shared.pending().changes.iter().filter(|(_, row)| row.is_some()).map(|(k, _)| k.clone()).collect();
-            let orphans = self.indexer.orphans(&view);
-            if !orphans.is_empty() {
-                tracing::info!(rows = orphans.len(), "rows that the view no longer has are removed from the index");
-                self.commit(runtime, orphans)?;
-            }
-        } else {
+        if !self.hydrate(&target) {
             return Ok(());
         }
-        self.shared.pending().follows = true;
-        self.status.set_state(State::CatchingUp, "the index follows the view");
-        let mut idle_since = Instant::now();
-        let mut keys_at_once = COMMIT_FIRST_KEYS.min(self.commit_max_keys);
-        let mut stopping = None;
-        loop {
-            let taken = {
-                let mut pending = self.shared.pending();
-                while pending.epoch <= self.status.epoch() && !pending.ended {
-                    if self.stop.load(Ordering::SeqCst) && pending.ended {
-                        break;
-                    }
-                    let (back, timeout) = self
-                        .shared
-                        .changed
-                        .wait_timeout(pending, Duration::from_millis(200))
-                        .expect("no holder of this lock panics");
-                    pending = back;
-                    if timeout.timed_out() {
-                        break;
-                    }
-                }
-                let nothing = pending.epoch <= self.status.epoch();
-                if nothing && (pending.ended || self.status.state() == State::Failed) {
-                    return Ok(());
-                }
-                (!nothing).then(|| {
-                    // Shown before the lock is given back: the driver, which adds to it, shows it under the same lock.
-                    self.status.metrics().pending.set(0, self.pending_max_keys);
-                    Pending {
-                        changes: std::mem::take(&mut pending.changes),
-                        commits_ms: std::mem::take(&mut pending.commits_ms),
-                        position: pending.position.clone(),
-                        epoch: pending.epoch,
-                        ..Pending::default()
-                    }
-                })
-            };
-            let Some(taken) = taken else {
-                if idle_since.elapsed() > Duration::from_secs(5) && self.maintain(runtime, true)? {
-                    idle_since = Instant::now();
-                }
-                self.live_if_caught_up();
-                continue;
-            };
-            self.shared.changed.notify_all();
-            self.indexer.announce(taken.epoch, &taken.position).map_err(|e| e.to_string())?;
-            let mut changes: Vec<ViewChange> =
-                taken.changes.into_iter().map(|(key, row)| ViewChange { key, row }).collect();
-            changes.sort_by(|a, b| a.key.cmp(&b.key));
-            while !changes.is_empty() {
-                if self.stop.load(Ordering::SeqCst) && stopping.get_or_insert_with(Instant::now).elapsed() > DRAIN_MAX {
-                    tracing::info!(keys = changes.len(), "changes are left for the next start");
-                    return Ok(());
-                }
-                let rest = changes.split_off(changes.len().min(keys_at_once));
-                let started = Instant::now();
-                self.commit(runtime, changes)?;
-                match started.elapsed() {
-                    took if took > COMMIT_TARGET => keys_at_once = (keys_at_once / 2).max(1),
-                    took if took < COMMIT_TARGET / 2 && !rest.is_empty() => {
-                        keys_at_once = (keys_at_once * 2).min(self.commit_max_keys);
-                    }
-                    _ => {}
-                }
-                changes = rest;
-                if !changes.is_empty() {
-                    runtime.block_on(self.indexer.publish(None)).map_err(|e| e.to_string())?;
-                }
-            }
-            runtime.block_on(self.indexer.publish(Some((taken.epoch, &taken.position)))).map_err(|e| e.to_string())?;
-            self.status.set_committed(taken.epoch, &taken.position);
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64);
-            self.status.observe_freshness(taken.commits_ms.iter().map(|ms| now - ms));
-            self.live_if_caught_up();
-            self.maintain(runtime, false)?;
-            idle_since = Instant::now();
-        }
+        let (epoch, position) = self.indexer.announced();
+        let keys_at_once = COMMIT_FIRST_KEYS.min(self.commit_max_keys);
+        let (lacking, unseen_ms, stopping) = (BTreeMap::new(), Vec::new(), None);
+        let mut following =
+            Following { of: self, runtime, keys_at_once, epoch, position, lacking, unseen_ms, stopping };
+        following.remove_orphans()?;
+        following.of.shared.pending().follows = true;
+        let why = match following.of.opening {
+            None => "the index follows the view",
+            Some(_) => "the index is built anew; searches are answered once it is whole",
+        };
+        following.of.status.set_state(State::CatchingUp, why);
+        following.follow()
     }
 
     /// Waits until the view has come to where the index may have been. Says whether it has; not when the service stops before.
@@ -153,23 +98,194 @@ impl Indexing {
         }
         true
     }
+}
 
-    fn commit(&mut self, runtime: &tokio::runtime::Handle, changes: Vec<ViewChange>) -> Result<(), String> {
+/// What there is to do.
+enum Taken {
+    Changes(Pending),
+    Nothing,
+    /// Nothing will come any more.
+    End,
+}
+
+/// The thread at work.
+struct Following<'a> {
+    of: Indexing,
+    runtime: &'a tokio::runtime::Handle,
+    keys_at_once: usize,
+    /// How far what was taken leads.
+    epoch: Epoch,
+    position: Position,
+    /// What a table in the making lacks of the view as it is there.
+    lacking: BTreeMap<Box<[u8]>, Option<Row>>,
+    /// Commit times of live events that no search sees yet.
+    unseen_ms: Vec<i64>,
+    stopping: Option<Instant>,
+}
+
+impl Following<'_> {
+    fn remove_orphans(&mut self) -> Result<(), String> {
+        let view: HashSet<Box<[u8]>> = {
+            let pending = self.of.shared.pending();
+            pending.changes.iter().filter(|(_, row)| row.is_some()).map(|(key, _)| key.clone()).collect()
+        };
+        let orphans = self.of.indexer.orphans(&view);
+        if orphans.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(rows = orphans.len(), "rows that the view no longer has are removed from the index");
+        self.commit(&orphans, false)
+    }
+
+    fn follow(&mut self) -> Result<(), String> {
+        let mut idle_since = Instant::now();
+        loop {
+            match self.take() {
+                Taken::Changes(taken) => {
+                    if !self.bring(taken)? {
+                        return Ok(());
+                    }
+                    idle_since = Instant::now();
+                }
+                Taken::Nothing => {
+                    if self.lacking.is_empty() && idle_since.elapsed() > IDLE && self.maintain(true)? {
+                        idle_since = Instant::now();
+                    }
+                    self.live_if_caught_up();
+                }
+                Taken::End => return Ok(()),
+            }
+            if self.of.indexer.is_building() {
+                self.build()?;
+            }
+        }
+    }
+
+    /// Takes all that is pending; waits a little for it if there is nothing else to do.
+    fn take(&self) -> Taken {
+        let Indexing { shared, status, pending_max_keys, .. } = &self.of;
+        let mut pending = shared.pending();
+        while pending.epoch <= self.epoch && !pending.ended && self.lacking.is_empty() {
+            let (back, timeout) = shared
+                .changed
+                .wait_timeout(pending, Duration::from_millis(200))
+                .expect("no holder of this lock panics");
+            pending = back;
+            if timeout.timed_out() {
+                break;
+            }
+        }
+        if pending.epoch <= self.epoch {
+            let ends = pending.ended || status.state() == State::Failed;
+            return if ends { Taken::End } else { Taken::Nothing };
+        }
+        // Shown before the lock is given back: the driver, which adds to it, shows it under the same lock.
+        status.metrics().pending.set(0, *pending_max_keys);
+        let taken = Pending {
+            changes: std::mem::take(&mut pending.changes),
+            commits_ms: std::mem::take(&mut pending.commits_ms),
+            position: pending.position.clone(),
+            epoch: pending.epoch,
+            ..Pending::default()
+        };
+        drop(pending);
+        shared.changed.notify_all();
+        Taken::Changes(taken)
+    }
+
+    /// Brings what was taken into the index. Says whether all of it went there: not when the service is to stop and it would take too long.
+    fn bring(&mut self, taken: Pending) -> Result<bool, String> {
+        (self.epoch, self.position) = (taken.epoch, taken.position);
+        self.unseen_ms.extend(taken.commits_ms);
+        if self.of.indexer.is_building() {
+            self.lacking.extend(taken.changes.iter().map(|(key, row)| (key.clone(), row.clone())));
+        }
+        if !self.of.indexer.is_searchable() {
+            return Ok(true);
+        }
+        self.runtime.block_on(self.of.indexer.announce(self.epoch, &self.position)).map_err(|e| e.to_string())?;
+        let mut changes: Vec<ViewChange> =
+            taken.changes.into_iter().map(|(key, row)| ViewChange { key, row }).collect();
+        changes.sort_by(|a, b| a.key.cmp(&b.key));
+        while !changes.is_empty() {
+            let stops = self.of.stop.load(Ordering::SeqCst);
+            if stops && self.stopping.get_or_insert_with(Instant::now).elapsed() > DRAIN_MAX {
+                tracing::info!(keys = changes.len(), "changes are left for the next start");
+                return Ok(false);
+            }
+            let rest = changes.split_off(changes.len().min(self.keys_at_once));
+            self.paced(&changes, false, !rest.is_empty())?;
+            changes = rest;
+            if !changes.is_empty() {
+                self.publish(false)?;
+            }
+        }
+        self.publish(true)?;
+        self.seen();
+        self.maintain(false)?;
+        Ok(true)
+    }
+
+    /// Brings a part of what it lacks into the table in the making, which takes its place when it lacks nothing.
+    fn build(&mut self) -> Result<(), String> {
+        let mut part = Vec::new();
+        while part.len() < self.keys_at_once
+            && let Some((key, row)) = self.lacking.pop_first()
+        {
+            part.push(ViewChange { key, row });
+        }
+        if !part.is_empty() {
+            self.paced(&part, true, !self.lacking.is_empty())?;
+        }
+        // Until something was taken all is lacking, unless there is nothing.
+        let begun = self.epoch > self.of.indexer.announced().0 || self.nothing_to_read();
+        if self.lacking.is_empty() && begun {
+            self.runtime.block_on(self.of.indexer.swap(self.epoch, &self.position)).map_err(|e| e.to_string())?;
+            if let Some(opening) = self.of.opening.take() {
+                self.of.opening = opening.open(&self.of.indexer).map_err(|e| e.to_string())?;
+                self.of.status.set_ready();
+            }
+            self.seen();
+        }
+        Ok(())
+    }
+
+    /// Commits, and learns from the time that it takes how many keys the next commit should have.
+    fn paced(&mut self, changes: &[ViewChange], beside: bool, more: bool) -> Result<(), String> {
         let started = Instant::now();
-        let metrics = self.status.metrics().clone();
-        let progress = self.progress.clone();
+        self.commit(changes, beside)?;
+        match started.elapsed() {
+            took if took > COMMIT_TARGET => self.keys_at_once = (self.keys_at_once / 2).max(1),
+            took if took < COMMIT_TARGET / 2 && more => {
+                self.keys_at_once = (self.keys_at_once * 2).min(self.of.commit_max_keys);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Commits to the index, or to the table in the making beside it.
+    fn commit(&mut self, changes: &[ViewChange], beside: bool) -> Result<(), String> {
+        let started = Instant::now();
+        let metrics = self.of.status.metrics().clone();
+        let progress = self.of.progress.clone();
         let counting = metrics.clone();
         let mut heard = move |batch: BatchStats| {
             counting.count_embed_batch(batch.tokens, batch.padded_tokens - batch.tokens, batch.max_tokens, batch.took);
             progress(batch);
         };
-        let applied = runtime.block_on(self.indexer.apply(&changes, &mut heard)).map_err(|e| e.to_string())?;
+        let indexer = &mut self.of.indexer;
+        let applied = match beside {
+            false => self.runtime.block_on(indexer.apply(changes, &mut heard)),
+            true => self.runtime.block_on(indexer.apply_beside(changes, &mut heard)),
+        };
+        let applied = applied.map_err(|e| e.to_string())?;
         metrics.embeds_asked.inc_by(applied.asked);
         metrics.embeds_cached.inc_by(applied.cached);
         metrics.embeds_computed.inc_by(applied.computed);
         metrics.index_upserted_rows.inc_by(applied.upserted);
         metrics.index_deleted_rows.inc_by(applied.deleted);
-        metrics.index_rows.set(self.indexer.len() as i64);
+        metrics.index_rows.set(indexer.len() as i64);
         if applied.upserted + applied.deleted > 0 {
             metrics.index_commits.inc();
             metrics.index_commit_seconds.observe(started.elapsed().as_secs_f64());
@@ -177,23 +293,43 @@ impl Indexing {
         Ok(())
     }
 
-    fn maintain(&mut self, runtime: &tokio::runtime::Handle, idle: bool) -> Result<bool, String> {
-        let did = runtime.block_on(self.indexer.maintain(idle)).map_err(|e| e.to_string())?;
+    /// Shows what is in the index; `whole` says that it is all that was taken.
+    fn publish(&mut self, whole: bool) -> Result<(), String> {
+        let reached = whole.then_some((self.epoch, &self.position));
+        self.runtime.block_on(self.of.indexer.publish(reached)).map_err(|e| e.to_string())
+    }
+
+    /// All that was taken can be searched.
+    fn seen(&mut self) {
+        self.of.status.set_committed(self.epoch, &self.position);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64);
+        self.of.status.observe_freshness(self.unseen_ms.drain(..).map(|ms| now - ms));
+        self.live_if_caught_up();
+    }
+
+    fn maintain(&mut self, idle: bool) -> Result<bool, String> {
+        let did = self.runtime.block_on(self.of.indexer.maintain(idle)).map_err(|e| e.to_string())?;
         if did {
-            runtime.block_on(self.indexer.publish(None)).map_err(|e| e.to_string())?;
+            self.publish(false)?;
         }
         Ok(did)
     }
 
     /// Live once the index holds all that was read, or there is nothing to read.
     fn live_if_caught_up(&self) {
-        if self.status.state_beneath() != State::CatchingUp {
+        let status = &self.of.status;
+        if status.state_beneath() != State::CatchingUp || !self.of.indexer.is_searchable() {
             return;
         }
-        let read = self.shared.read.lock().expect("no holder of this lock panics").clone();
-        let holds_all = if read.is_empty() { self.status.is_level() } else { self.status.position().covers(&read) };
-        if holds_all {
-            self.status.set_state(State::Live, "the index holds what was read");
+        let read = self.of.shared.read.lock().expect("no holder of this lock panics").clone();
+        if self.nothing_to_read() || (!read.is_empty() && status.position().covers(&read)) {
+            status.set_state(State::Live, "the index holds what was read");
         }
+    }
+
+    /// Whether the topics were looked at and have never had anything.
+    fn nothing_to_read(&self) -> bool {
+        let read = self.of.shared.read.lock().expect("no holder of this lock panics");
+        read.is_empty() && self.of.status.is_level()
     }
 }

@@ -1,237 +1,169 @@
-//! The indexer brings changes of the view into the table: for every key a delete, a row with the vector that its text has already, or a row
-//! whose text is embedded first.
+//! The indexer keeps the index in step with the view, and builds it anew where it cannot be used: in a table beside the one that was, which takes
+//! its place when it is whole.
 //!
-//! The invariant: a vector is in the embedding store before the row that needs it is in the index; what equals the index is not written.
+//! The invariant: a position is announced before the rows of it are committed, and published only when all of them are in. A table in the making
+//! is neither announced nor searched.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, RwLock};
 
-use arrow::array::{
-    Array, ArrayRef, FixedSizeBinaryArray, FixedSizeListArray, Float32Array, Int32Array, Int64Array, RecordBatch,
-    StringArray,
-};
-use arrow::datatypes::{DataType, Field};
-use arrow_row::{RowConverter, SortField};
-use sha2::{Digest, Sha256};
-
-use super::{Error, Fingerprint, IndexTable};
-use crate::dataflow::{Row, ViewChange};
-use crate::embed::{BatchStats, EmbeddingStore, TextEmbedder, TextHash};
+use super::search::{Shown, Snapshot};
+use super::writer::Writer;
+use super::{Applied, Error, Found, IndexSearcher, Kept, Place, Reached};
+use crate::dataflow::ViewChange;
+use crate::embed::{BatchStats, EmbeddingStore, TextEmbedder};
 use crate::time::{Epoch, Position};
 
-/// What a call of [`Indexer::apply`] did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Applied {
-    /// Rows whose text is another one than the index had.
-    pub asked: u64,
-    /// Of them, those whose vector was known.
-    pub cached: u64,
-    /// Texts that went through the model.
-    pub computed: u64,
-    pub upserted: u64,
-    pub deleted: u64,
-    /// Rows that the index held already.
-    pub unchanged: u64,
-}
-
 pub struct Indexer {
-    table: IndexTable,
-    store: EmbeddingStore,
-    embedder: Arc<dyn TextEmbedder>,
-    held: HashMap<Box<[u8]>, Fingerprint>,
-    rows: RowConverter,
-    keys: RowConverter,
-    dimension: usize,
+    place: Place,
+    writer: Writer,
+    /// The index, and what of it is searched, unless it has to be built anew.
+    current: Option<(Kept, Shown)>,
+    /// The table that is to take its place.
+    next: Option<Kept>,
 }
 
 impl Indexer {
-    pub async fn new(
-        table: IndexTable,
-        store: EmbeddingStore,
-        embedder: Arc<dyn TextEmbedder>,
-    ) -> Result<Indexer, Error> {
-        let fields = table.view_schema.fields().iter().map(|f| SortField::new(f.data_type().clone())).collect();
-        let rows = RowConverter::new(fields).map_err(|e| table.storage(e))?;
-        let key = table.view_schema.field(table.key_column).data_type().clone();
-        let keys = RowConverter::new(vec![SortField::new(key)]).map_err(|e| table.storage(e))?;
-        let held = table.fingerprints().await?;
-        let dimension = embedder.dimension();
-        Ok(Indexer { table, store, embedder, held, rows, keys, dimension })
+    pub async fn new(found: Found, store: EmbeddingStore, embedder: Arc<dyn TextEmbedder>) -> Result<Indexer, Error> {
+        let Found { place, index } = found;
+        let mut writer = Writer::new(place.design().clone(), store, embedder)?;
+        let mut indexer = match index {
+            Ok(kept) => {
+                writer.mend_store(&kept).await?;
+                let Reached { epoch, position } = place.reached();
+                let shown = Shown::new(RwLock::new(Snapshot::of(&kept.table, epoch, Arc::new(position)).await?));
+                Indexer { place, writer, current: Some((kept, shown)), next: None }
+            }
+            Err(why) => {
+                let index = &place.design().name;
+                tracing::warn!(index, why, "the index is built anew; searches are answered once it is whole");
+                Indexer { place, writer, current: None, next: None }
+            }
+        };
+        if indexer.current.is_none() {
+            indexer.next = Some(indexer.place.begin().await?);
+        }
+        Ok(indexer)
     }
 
-    pub fn table(&self) -> &IndexTable {
-        &self.table
+    /// How far all of the index is.
+    pub fn reached(&self) -> Reached {
+        self.place.reached()
     }
 
+    /// How far the index may be.
+    pub fn announced(&self) -> (Epoch, Position) {
+        self.place.announced_position()
+    }
+
+    /// What answers searches; `None` until the index is whole.
+    pub fn searcher(&self) -> Result<Option<IndexSearcher>, Error> {
+        let searcher = |(_, shown): &(Kept, Shown)| IndexSearcher::new(self.place.design(), shown.clone());
+        self.current.as_ref().map(searcher).transpose()
+    }
+
+    pub fn is_searchable(&self) -> bool {
+        self.current.is_some()
+    }
+
+    /// Whether a table is being made.
+    pub fn is_building(&self) -> bool {
+        self.next.is_some()
+    }
+
+    /// Rows of the index, or, while there is none, of the table in the making.
     pub fn len(&self) -> usize {
-        self.held.len()
+        let current = self.current.as_ref().map(|(kept, _)| kept);
+        current.or(self.next.as_ref()).map_or(0, |kept| kept.held.len())
     }
 
     pub fn is_empty(&self) -> bool {
-        self.held.is_empty()
+        self.len() == 0
     }
 
     /// Deletes of keys that the index holds and the view does not.
     pub fn orphans(&self, view: &HashSet<Box<[u8]>>) -> Vec<ViewChange> {
-        self.held.keys().filter(|k| !view.contains(*k)).map(|k| ViewChange { key: k.clone(), row: None }).collect()
+        let held = self.current.iter().flat_map(|(kept, _)| kept.held.keys());
+        held.filter(|k| !view.contains(*k)).map(|k| ViewChange { key: k.clone(), row: None }).collect()
     }
 
     /// Announces how far the coming changes lead.
-    pub fn announce(&mut self, epoch: Epoch, position: &Position) -> Result<(), Error> {
-        self.table.announce(epoch, position)
+    pub async fn announce(&mut self, epoch: Epoch, position: &Position) -> Result<(), Error> {
+        match &self.current {
+            Some((kept, _)) => self.place.announce(&kept.table, epoch, position).await,
+            None => Ok(()),
+        }
     }
 
-    /// Shows what was applied; see [`IndexTable::publish`].
-    pub async fn publish(&mut self, reached: Option<(Epoch, &Position)>) -> Result<(), Error> {
-        self.table.publish(reached).await
-    }
-
-    pub async fn maintain(&mut self, idle: bool) -> Result<bool, Error> {
-        self.table.maintain(idle).await
-    }
-
-    /// Brings changes into the table, in one commit.
+    /// Brings changes into the index, in one commit. Without an index there is nothing to do.
     pub async fn apply(
         &mut self,
         changes: &[ViewChange],
         progress: &mut (dyn FnMut(BatchStats) + Send),
     ) -> Result<Applied, Error> {
-        let mut applied = Applied::default();
-        let mut deletes: Vec<&[u8]> = Vec::new();
-        let mut upserts: Vec<(&[u8], &Row, [u8; 16])> = Vec::new();
-        for change in changes {
-            match &change.row {
-                None if self.held.contains_key(&change.key) => deletes.push(&change.key),
-                None => applied.unchanged += 1,
-                Some(row) => {
-                    let hash = row_hash(row);
-                    match self.held.get(&change.key) {
-                        Some(held) if held.row == hash => applied.unchanged += 1,
-                        _ => upserts.push((&change.key, row, hash)),
-                    }
-                }
-            }
+        match &mut self.current {
+            Some((kept, _)) => self.writer.bring(kept, changes, progress).await,
+            None => Ok(Applied::default()),
         }
-        if deletes.is_empty() && upserts.is_empty() {
-            return Ok(applied);
-        }
-        let parser = self.rows.parser();
-        let columns = self
-            .rows
-            .convert_rows(upserts.iter().map(|(_, row, _)| parser.parse(row)))
-            .map_err(|e| self.table.storage(e))?;
-        let hashes = self.vectors_for(&upserts, &columns, &mut applied, progress)?;
-        let batch = (!upserts.is_empty()).then(|| self.batch(columns, &upserts, &hashes)).transpose()?;
-        let literals = self.literals(&deletes)?;
-        self.table.commit(batch, &literals).await?;
-        applied.upserted = upserts.len() as u64;
-        applied.deleted = deletes.len() as u64;
-        for key in deletes {
-            self.held.remove(key);
-        }
-        for ((key, _, row), text) in upserts.into_iter().zip(hashes) {
-            self.held.insert(key.into(), Fingerprint { row, text: text.0 });
-        }
-        Ok(applied)
     }
 
-    /// Sees to it that the store has a vector for every row's text. A text that is null counts as empty.
-    fn vectors_for(
+    /// Shows the index as it is now to searches: all of the position is in it, or, for a part of it, what was published before.
+    pub async fn publish(&mut self, reached: Option<(Epoch, &Position)>) -> Result<(), Error> {
+        let Some((kept, shown)) = &self.current else { return Ok(()) };
+        let (epoch, position) = match reached {
+            Some((epoch, position)) => {
+                self.place.reach(&kept.table, epoch, position).await?;
+                (epoch, Arc::new(position.clone()))
+            }
+            None => {
+                let now = shown.read().expect("no holder of this lock panics");
+                (now.epoch, now.position.clone())
+            }
+        };
+        let snapshot = Snapshot::of(&kept.table, epoch, position).await?;
+        *shown.write().expect("no holder of this lock panics") = snapshot;
+        Ok(())
+    }
+
+    /// Brings changes into the table in the making, in one commit.
+    pub async fn apply_beside(
         &mut self,
-        upserts: &[(&[u8], &Row, [u8; 16])],
-        columns: &[ArrayRef],
-        applied: &mut Applied,
-        progress: &mut dyn FnMut(BatchStats),
-    ) -> Result<Vec<TextHash>, Error> {
-        if upserts.is_empty() {
-            return Ok(Vec::new());
-        }
-        let texts = columns[self.table.text_column]
-            .as_any()
-            .downcast_ref::<StringArray>()
-            .ok_or_else(|| self.table.storage("the text column is of another type"))?;
-        let mut hashes = Vec::with_capacity(upserts.len());
-        let (mut new, mut seen) = (Vec::new(), HashSet::new());
-        for (n, (key, _, _)) in upserts.iter().enumerate() {
-            let text = if texts.is_null(n) { "" } else { texts.value(n) };
-            let hash = TextHash::of(self.embedder.model_id(), text);
-            if self.held.get(*key).is_none_or(|held| held.text != hash.0) {
-                applied.asked += 1;
-                if self.store.contains(&hash) || seen.contains(&hash) {
-                    applied.cached += 1;
-                }
-            }
-            if !self.store.contains(&hash) && seen.insert(hash) {
-                new.push((hash, text));
-            }
-            hashes.push(hash);
-        }
-        if !new.is_empty() {
-            let texts: Vec<&str> = new.iter().map(|(_, text)| *text).collect();
-            let vectors = self.embedder.embed(&texts, progress)?;
-            let records: Vec<(TextHash, &[f32])> =
-                new.iter().map(|(hash, _)| *hash).zip(vectors.iter().map(Vec::as_slice)).collect();
-            self.store.put(&records)?;
-            applied.computed += new.len() as u64;
-        }
-        Ok(hashes)
+        changes: &[ViewChange],
+        progress: &mut (dyn FnMut(BatchStats) + Send),
+    ) -> Result<Applied, Error> {
+        let next = self.next.as_mut().expect("a table is being made");
+        self.writer.bring(next, changes, progress).await
     }
 
-    fn batch(
-        &self,
-        mut columns: Vec<ArrayRef>,
-        upserts: &[(&[u8], &Row, [u8; 16])],
-        texts: &[TextHash],
-    ) -> Result<RecordBatch, Error> {
-        let mut numbers = Vec::with_capacity(upserts.len() * self.dimension);
-        for hash in texts {
-            let vector =
-                self.store.get(hash)?.ok_or_else(|| self.table.storage("the embedding store lost a vector"))?;
-            numbers.extend(vector);
+    /// Puts the table in the making, which holds the view as it is at this position, in the place of the index.
+    pub async fn swap(&mut self, epoch: Epoch, position: &Position) -> Result<(), Error> {
+        let mut next = self.next.take().expect("a table is being made");
+        // The first searches are to be as fast as the later ones.
+        next.table.maintain(true).await?;
+        let old = self.place.announced().map(|a| a.table.clone());
+        self.place.reach(&next.table, epoch, position).await?;
+        tracing::info!(
+            table = next.table.name,
+            rows = next.held.len(),
+            "the index is whole; it takes the place of the one before"
+        );
+        let snapshot = Snapshot::of(&next.table, epoch, Arc::new(position.clone())).await?;
+        self.current = Some((next, Shown::new(RwLock::new(snapshot))));
+        if let Some(old) = old {
+            self.place.remove(&old).await;
         }
-        let item = Arc::new(Field::new("item", DataType::Float32, true));
-        let vectors =
-            FixedSizeListArray::try_new(item, self.dimension as i32, Arc::new(Float32Array::from(numbers)), None);
-        let row_hashes = FixedSizeBinaryArray::try_from_iter(upserts.iter().map(|(_, _, hash)| hash));
-        let text_hashes = FixedSizeBinaryArray::try_from_iter(texts.iter().map(|hash| hash.0));
-        columns.push(Arc::new(vectors.map_err(|e| self.table.storage(e))?));
-        columns.push(Arc::new(row_hashes.map_err(|e| self.table.storage(e))?));
-        columns.push(Arc::new(text_hashes.map_err(|e| self.table.storage(e))?));
-        RecordBatch::try_new(self.table.schema.clone(), columns).map_err(|e| self.table.storage(e))
+        Ok(())
     }
 
-    fn literals(&self, keys: &[&[u8]]) -> Result<Vec<String>, Error> {
-        if keys.is_empty() {
-            return Ok(Vec::new());
+    pub async fn maintain(&mut self, idle: bool) -> Result<bool, Error> {
+        match &mut self.current {
+            Some((kept, _)) => kept.table.maintain(idle).await,
+            None => Ok(false),
         }
-        let parser = self.keys.parser();
-        let columns =
-            self.keys.convert_rows(keys.iter().map(|k| parser.parse(k))).map_err(|e| self.table.storage(e))?;
-        Ok((0..keys.len()).map(|n| literal(&columns[0], n)).collect())
     }
-}
 
-/// A key's value as a SQL literal.
-pub(super) fn literal(column: &ArrayRef, n: usize) -> String {
-    if column.is_null(n) {
-        return "NULL".into();
+    #[cfg(test)]
+    pub(super) fn table(&self) -> &super::IndexTable {
+        &self.current.as_ref().expect("the index is whole").0.table
     }
-    if let Some(numbers) = column.as_any().downcast_ref::<Int64Array>() {
-        numbers.value(n).to_string()
-    } else if let Some(numbers) = column.as_any().downcast_ref::<Int32Array>() {
-        numbers.value(n).to_string()
-    } else {
-        quoted(column.as_any().downcast_ref::<StringArray>().map_or("", |texts| texts.value(n)))
-    }
-}
-
-pub(super) fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
-}
-
-/// What tells a row of the view from another one under its key: the first 16 bytes of the sha256 of its row format.
-pub fn row_hash(row: &[u8]) -> [u8; 16] {
-    let mut first = [0; 16];
-    first.copy_from_slice(&Sha256::digest(row)[..16]);
-    first
 }

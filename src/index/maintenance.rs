@@ -2,12 +2,14 @@
 //!
 //! The invariant: it changes how rows are found, never which: what a search does not find in the ANN index it compares one by one.
 
+use futures::TryStreamExt;
 use lancedb::DistanceType;
 use lancedb::index::vector::IvfFlatIndexBuilder;
 use lancedb::index::{Index, IndexStatistics};
+use lancedb::query::{ExecutableQuery, QueryBase};
 use lancedb::table::{CompactionOptions, Duration, OptimizeAction, OptimizeOptions};
 
-use super::table::VECTOR;
+use super::design::VECTOR;
 use super::{Error, IndexTable};
 
 /// Commits between two looks at the statistics while there is work.
@@ -30,24 +32,53 @@ impl IndexTable {
         self.maintained = self.commits;
         let stats = self.table.stats().await.map_err(|e| self.storage(e))?;
         let mut did = false;
-        if stats.fragment_stats.num_small_fragments >= self.config.compact_min_fragments {
+        if stats.fragment_stats.num_small_fragments >= self.design.config.compact_min_fragments {
             self.compact().await?;
             did = true;
         }
-        if stats.num_rows >= self.config.ann_min_rows {
+        if stats.num_rows >= self.design.config.ann_min_rows {
             did |= match self.ann().await? {
                 None => self.make_ann().await?,
                 Some(ann) => self.extend_ann(&ann, idle).await?,
             };
         }
+        if did {
+            self.version = self.table.version().await.map_err(|e| self.storage(e))?;
+        }
         Ok(did)
+    }
+
+    /// Looks whether the ANN index can be searched. One that has lost files is given up, and made anew by maintenance: it changes how rows are
+    /// found, never which.
+    pub(super) async fn check_ann(&mut self) -> Result<(), Error> {
+        let indices = self.table.list_indices().await.map_err(|e| self.storage(e))?;
+        let Some(index) = indices.iter().find(|i| i.columns.iter().any(|c| c == VECTOR)) else { return Ok(()) };
+        let mut direction = vec![0.0; self.design.dimension];
+        direction[0] = 1.0;
+        let search = async || {
+            let near = self.table.query().nearest_to(direction)?.column(VECTOR).distance_type(DistanceType::Cosine);
+            near.limit(1).execute().await?.try_collect::<Vec<_>>().await
+        };
+        if let Err(reason) = search().await {
+            let (table, reason) = (&self.name, reason.to_string());
+            tracing::warn!(
+                table,
+                reason,
+                "the ANN index cannot be read; it is made anew, and searches compare all rows until then"
+            );
+            self.table.drop_index(&index.name).await.map_err(|e| self.storage(e))?;
+            self.version = self.table.version().await.map_err(|e| self.storage(e))?;
+            // It is looked at as soon as there is no work.
+            self.commits += 1;
+        }
+        Ok(())
     }
 
     /// Brings small fragments together, and removes versions that no search reads any more.
     async fn compact(&self) -> Result<(), Error> {
         let compact = OptimizeAction::Compact { options: CompactionOptions::default(), remap_options: None };
         self.table.optimize(compact).await.map_err(|e| self.storage(e))?;
-        let age = i64::try_from(self.config.versions_max_age_s).unwrap_or(i64::MAX / 1000);
+        let age = i64::try_from(self.design.config.versions_max_age_s).unwrap_or(i64::MAX / 1000);
         let prune = OptimizeAction::Prune {
             older_than: Some(Duration::seconds(age)),
             delete_unverified: None,
@@ -77,7 +108,7 @@ impl IndexTable {
     /// A search compares every row that the index does not cover, and looks into each of the index's parts.
     async fn extend_ann(&self, ann: &IndexStatistics, idle: bool) -> Result<bool, Error> {
         let rows = ann.num_indexed_rows + ann.num_unindexed_rows;
-        let share = if idle { 0.0 } else { self.config.ann_max_unindexed };
+        let share = if idle { 0.0 } else { self.design.config.ann_max_unindexed };
         if ann.num_unindexed_rows <= UNINDEXED_ROWS.max((share * rows as f64) as usize) {
             return Ok(false);
         }

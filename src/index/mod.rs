@@ -3,20 +3,26 @@
 //! The invariant: one writer; a position is announced before the rows of it are committed, and published only when all of them are in. What
 //! is searched is a snapshot, and every answer names its position and epoch.
 
+mod announced;
+mod design;
 mod indexer;
 mod maintenance;
+mod place;
 mod reader;
 mod search;
 mod table;
 #[cfg(test)]
 mod tests;
+mod writer;
 
-pub use indexer::{Applied, Indexer, row_hash};
+pub use announced::{Announced, Reached};
+pub use design::{Design, MadeOf, problems, refused_columns, unreachable};
+pub use indexer::Indexer;
+pub use place::{Found, Kept, Place};
 pub use reader::{IndexReader, IndexRow};
 pub use search::IndexSearcher;
-pub use table::{Announced, Fingerprint, IndexTable, Reached, problems, refused_columns, unreachable};
-
-use std::path::PathBuf;
+pub use table::{Fingerprint, IndexTable};
+pub use writer::{Applied, row_hash};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -24,8 +30,18 @@ pub enum Error {
     Storage { uri: String, reason: String },
     #[error("{key}: {reason}")]
     Configuration { key: String, reason: String },
-    #[error("{path}: {reason}")]
-    Announcement { path: PathBuf, reason: String },
+    #[error(
+        "the index {name} at {uri} is in use by another process; an index has one writer: stop the other one, or give this dataflow another name or index.uri"
+    )]
+    InUse { uri: String, name: String },
+    #[error(
+        "the index {name} at {uri} is another dataflow's: {reason}; give this dataflow another name or index.uri, or move the other one's index away"
+    )]
+    Foreign { uri: String, name: String, reason: String },
+    #[error(
+        "somebody else has written version {version} of the table {table} at {uri}; an index has one writer: keep the other one out and start again"
+    )]
+    OtherWriter { uri: String, table: String, version: u64 },
     #[error(transparent)]
     Store(#[from] crate::embed::StoreError),
     #[error(transparent)]

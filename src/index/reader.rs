@@ -9,9 +9,10 @@ use futures::TryStreamExt;
 use lancedb::Table;
 use lancedb::query::{ExecutableQuery, QueryBase, Select};
 
-use super::table::{ROW_HASH, TEXT_HASH, VECTOR, announcement, read_announcement};
+use super::announced::Announcement;
+use super::design::{ROW_HASH, TEXT_HASH, VECTOR};
 use super::{Announced, Error, Fingerprint};
-use crate::config;
+use crate::{config, storage};
 
 pub struct IndexReader {
     config: config::Index,
@@ -31,12 +32,14 @@ impl IndexReader {
     /// Opens the index `name`; `None` if there is none.
     pub async fn open(config: &config::Index, name: &str) -> Result<Option<IndexReader>, Error> {
         let storage = |reason: String| Error::Storage { uri: config.uri.clone(), reason };
-        let Some(announced) = read_announcement(&announcement(config, name))? else { return Ok(None) };
-        if !Path::new(&config.uri).join(format!("{name}.lance")).exists() {
+        if !config.uri.contains("://") && !Path::new(&config.uri).exists() {
             return Ok(None);
         }
+        let place = storage::open(&config.uri, &Default::default()).map_err(storage)?;
+        let Some(announced) = Announcement::of(&place, &config.uri, name).read().await? else { return Ok(None) };
+        let announced = announced.map_err(storage)?;
         let connection = lancedb::connect(&config.uri).execute().await.map_err(|e| storage(e.to_string()))?;
-        let table = connection.open_table(name).execute().await.map_err(|e| storage(e.to_string()))?;
+        let table = connection.open_table(&announced.table).execute().await.map_err(|e| storage(e.to_string()))?;
         Ok(Some(IndexReader { config: config.clone(), table, announced }))
     }
 

@@ -18,14 +18,15 @@ use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 use futures::TryStreamExt;
 use futures::future::BoxFuture;
-use lancedb::DistanceType;
 use lancedb::query::{ExecutableQuery, QueryBase, Select};
+use lancedb::{DistanceType, Table};
 use serde_json::{Map, Value};
 
-use super::IndexTable;
-use super::indexer::quoted;
-use super::table::{Snapshot, VECTOR};
+use super::design::VECTOR;
+use super::writer::quoted;
+use super::{Design, Error, IndexTable};
 use crate::serve::{Hit, Hits, Item, Search, SearchError, Searcher, Shape};
+use crate::time::{Epoch, Position};
 
 /// Partitions of the ANN index that a search looks into; where there is none, all rows are compared.
 const PROBES: usize = 20;
@@ -63,8 +64,24 @@ const FILTER_FUNCTIONS: &[&str] = &[
 ];
 const DISTANCE: &str = "_distance";
 
+/// One state of a table that is searched.
+pub(super) struct Snapshot {
+    table: Table,
+    pub epoch: Epoch,
+    pub position: Arc<Position>,
+}
+
+impl Snapshot {
+    pub async fn of(table: &IndexTable, epoch: Epoch, position: Arc<Position>) -> Result<Arc<Snapshot>, Error> {
+        Ok(Arc::new(Snapshot { table: table.pinned().await?, epoch, position }))
+    }
+}
+
+/// The state that is searched now.
+pub(super) type Shown = Arc<RwLock<Arc<Snapshot>>>;
+
 pub struct IndexSearcher {
-    snapshot: Arc<RwLock<Arc<Snapshot>>>,
+    shown: Shown,
     shape: Shape,
     schema: SchemaRef,
     key: String,
@@ -72,21 +89,21 @@ pub struct IndexSearcher {
 }
 
 impl IndexSearcher {
-    pub fn new(table: &IndexTable, dimension: usize) -> Result<IndexSearcher, super::Error> {
-        let schema = table.view_schema.clone();
+    pub(super) fn new(design: &Design, shown: Shown) -> Result<IndexSearcher, Error> {
+        let schema = design.view.clone();
         let columns = schema.fields().iter().map(|f| f.name().clone()).collect();
-        let filters = DFSchema::try_from(schema.as_ref().clone()).map_err(|e| table.storage(e))?;
+        let filters = DFSchema::try_from(schema.as_ref().clone()).map_err(|e| design.storage(e))?;
         Ok(IndexSearcher {
-            snapshot: table.snapshot(),
-            shape: Shape { dimension, columns },
-            key: schema.field(table.key_column).name().clone(),
+            shown,
+            shape: Shape { dimension: design.dimension, columns },
+            key: design.key().name().clone(),
             schema,
             filters: (SessionContext::new(), filters),
         })
     }
 
     fn now(&self) -> Arc<Snapshot> {
-        self.snapshot.read().expect("no holder of this lock panics").clone()
+        self.shown.read().expect("no holder of this lock panics").clone()
     }
 
     fn check_filter(&self, filter: &str) -> Result<(), SearchError> {

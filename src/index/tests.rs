@@ -1,5 +1,8 @@
 //! The index on a real LanceDB table with the real model.
 
+mod lost;
+
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int64Array, StringArray};
@@ -36,12 +39,8 @@ fn change(id: i64, row: Option<(&str, i64)>) -> ViewChange {
     ViewChange { key: bytes, row }
 }
 
-async fn open(
-    folder: &std::path::Path,
-    embedder: Arc<dyn TextEmbedder>,
-    ann_min_rows: usize,
-) -> (Indexer, IndexSearcher) {
-    let config = config::Index {
+fn config(folder: &Path, ann_min_rows: usize) -> config::Index {
+    config::Index {
         uri: folder.join("index").to_string_lossy().into_owned(),
         key: "id".into(),
         text: "text".into(),
@@ -50,11 +49,19 @@ async fn open(
         ann_max_unindexed: 0.1,
         compact_min_fragments: 2,
         versions_max_age_s: 60,
-    };
-    let table = IndexTable::open(&config, "t", schema(), &embedder.model_id().0, embedder.dimension()).await.unwrap();
-    let searcher = IndexSearcher::new(&table, embedder.dimension()).unwrap();
+    }
+}
+
+fn design(config: &config::Index, embedder: &dyn TextEmbedder) -> Arc<Design> {
+    Design::new(config, "t", vec!["topic".into()], schema(), embedder).unwrap()
+}
+
+async fn open(folder: &Path, embedder: Arc<dyn TextEmbedder>, ann_min_rows: usize) -> (Indexer, IndexSearcher) {
+    let found = Place::open(design(&config(folder, ann_min_rows), &*embedder)).await.unwrap();
     let store = EmbeddingStore::open(&folder.join("store"), embedder.model_id(), embedder.dimension()).unwrap();
-    (Indexer::new(table, store, embedder.clone()).await.unwrap(), searcher)
+    let indexer = Indexer::new(found, store, embedder).await.unwrap();
+    let searcher = indexer.searcher().unwrap().expect("the index is whole");
+    (indexer, searcher)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,7 +118,7 @@ async fn a_filter_is_bounded_and_its_mistakes_are_its_own() {
 async fn rows_are_found_changed_and_removed_and_outlive_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let embedder = Arc::new(Embedder::load(&crate::embed::tests::config()).unwrap());
-    let position: Position = [(Partition::new("t", 0), Offset(5))].into_iter().collect();
+    let position: Position = [(Partition::new("topic", 0), Offset(5))].into_iter().collect();
     let vector: Arc<[f32]> = embedder.embed(&["a shelter for camping"], &mut |_| ()).unwrap().remove(0).into();
     let search =
         |filter: Option<&str>| Search { vector: vector.clone(), k: 10, filter: filter.map(Into::into), columns: None };
@@ -122,7 +129,7 @@ async fn rows_are_found_changed_and_removed_and_outlive_a_restart() {
             change(2, Some(("steel saucepan", 20))),
             change(3, Some(("two-person tent", 30))),
         ];
-        indexer.announce(Epoch(1), &position).unwrap();
+        indexer.announce(Epoch(1), &position).await.unwrap();
         let applied = indexer.apply(&changes, &mut |_| ()).await.unwrap();
         assert_eq!((applied.asked, applied.cached, applied.computed, applied.upserted), (3, 1, 2, 3));
         indexer.publish(Some((Epoch(1), &position))).await.unwrap();
@@ -153,14 +160,14 @@ async fn rows_are_found_changed_and_removed_and_outlive_a_restart() {
         assert_eq!(similar.hits.iter().map(|h| h.key.clone()).collect::<Vec<_>>(), [2]);
     }
     let (mut indexer, searcher) = open(folder.path(), embedder.clone(), 1_000_000).await;
-    assert_eq!((indexer.len(), indexer.table().announced().unwrap().position.clone()), (2, position.clone()));
+    assert_eq!((indexer.len(), indexer.announced()), (2, (Epoch(2), position.clone())));
     assert_eq!(searcher.search(search(None)).await.unwrap().position, Arc::new(position.clone()));
     // What is announced and not there yet is the next start's to catch up with; answers do not claim it.
-    let further: Position = [(Partition::new("t", 0), Offset(9))].into_iter().collect();
-    indexer.announce(Epoch(3), &further).unwrap();
+    let further: Position = [(Partition::new("topic", 0), Offset(9))].into_iter().collect();
+    indexer.announce(Epoch(3), &further).await.unwrap();
     drop((indexer, searcher));
     let (mut indexer, searcher) = open(folder.path(), embedder.clone(), 1_000_000).await;
-    assert_eq!(indexer.table().announced().unwrap().position, further);
+    assert_eq!(indexer.announced(), (Epoch(3), further));
     let hits = searcher.search(search(None)).await.unwrap();
     assert_eq!((hits.epoch, hits.position), (Epoch(2), Arc::new(position)));
     let applied = indexer.apply(&[change(1, Some(("two-person tent", 11)))], &mut |_| ()).await.unwrap();
@@ -241,6 +248,6 @@ async fn the_ann_index_follows_the_rows_and_hides_none() {
         }
     }
     assert_eq!(indexer.len(), versions.iter().flatten().count());
-    assert_eq!(indexer.table().count().await.unwrap(), indexer.len());
+    assert_eq!(indexer.table().count().await, indexer.len());
     assert!((2..=PARTS_MAX as u32 + 1).contains(&most_parts), "{most_parts} parts");
 }

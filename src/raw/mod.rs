@@ -28,7 +28,6 @@
 //! | `error` | why they do not |
 
 mod columns;
-mod durable;
 mod events;
 mod files;
 mod hydrate;

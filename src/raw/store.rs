@@ -1,44 +1,17 @@
-//! Where tables lie: a folder, or an S3-compatible object store.
-//!
-//! The invariant: a file is put under a name that is taken only if that is asked for, atomically and durably; the log rests on that.
+//! A table's log store: delta-rs on the storage that the table lies in.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use deltalake::logstore::{LogStoreRef, StorageConfig, default_logstore};
-use deltalake::{Path, ensure_table_uri};
-use object_store::ObjectStore;
-use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
 use object_store::prefix::PrefixStore;
 
-// The same type as delta-rs's, of the crate `url`.
-use reqwest::Url;
-
 use super::Error;
-use super::durable::Durable;
+use crate::storage::{self, Storage};
 
-/// The log store of the table at `location`: a path, which is made if it is not there, or `s3://bucket/path`. For S3, `options` are those of
-/// object_store (`endpoint`, `region`, `allow_http`, ...) and go before the environment's `AWS_*`.
+/// The log store of the table at `location`; see [`storage::open`].
 pub(super) fn log_store(location: &str, options: &BTreeMap<String, String>) -> Result<LogStoreRef, Error> {
-    let wrong = |reason: String| Error::lasting(location, reason);
-    let url = match location.starts_with("s3://") {
-        true => Url::parse(&format!("{}/", location.trim_end_matches('/'))).map_err(|e| wrong(e.to_string()))?,
-        false => ensure_table_uri(location).map_err(|e| wrong(e.to_string()))?,
-    };
-    let root: Arc<dyn ObjectStore> = match url.scheme() {
-        "file" => Arc::new(Durable::new()),
-        "s3" => {
-            let mut builder = AmazonS3Builder::from_env().with_url(url.as_str());
-            for (key, value) in options {
-                let name = key.parse().map_err(|_| wrong(format!("{key} is no option of S3")))?;
-                builder = builder.with_config(name, value);
-            }
-            let s3 = builder.with_conditional_put(S3ConditionalPut::ETagMatch).build();
-            Arc::new(s3.map_err(|e| Error::store(location, e))?)
-        }
-        other => return Err(wrong(format!("{other}:// is not known; a folder and s3:// are possible"))),
-    };
-    let path = Path::from_url_path(url.path()).map_err(|e| wrong(e.to_string()))?;
-    let table = Arc::new(PrefixStore::new(root.clone(), path));
-    Ok(default_logstore(table, root, &url, &StorageConfig::default()))
+    let Storage { store, path, url } = storage::open(location, options).map_err(|e| Error::lasting(location, e))?;
+    let table = Arc::new(PrefixStore::new(store.clone(), path));
+    Ok(default_logstore(table, store, &url, &StorageConfig::default()))
 }

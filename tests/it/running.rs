@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use freshet::config::Config;
 use freshet::embed::{self, BatchStats, ModelId, TextEmbedder};
-use freshet::engine::Service;
+use freshet::engine::{self, Service};
 use freshet::source::embedded::{Broker, Registry};
 use futures::FutureExt;
 use rand::rngs::StdRng;
@@ -102,9 +102,21 @@ impl Running {
     }
 
     pub async fn start_with_stand_in(config: Config) -> Running {
-        let stand_in: Arc<dyn TextEmbedder> = Arc::new(StandIn(ModelId("stand-in".into())));
-        let service = Service::start_with(config, async { Ok(stand_in) }.boxed(), Arc::new(|_| ())).await.unwrap();
+        let service = Self::with_stand_in(config).await.unwrap_or_else(|e| panic!("{e}"));
         Running { service, client: reqwest::Client::new() }
+    }
+
+    /// Why a service does not start.
+    pub async fn refused(config: Config) -> String {
+        match Self::with_stand_in(config).await {
+            Ok(_) => panic!("it has started"),
+            Err(e) => e.to_string(),
+        }
+    }
+
+    async fn with_stand_in(config: Config) -> Result<Service, engine::Error> {
+        let stand_in: Arc<dyn TextEmbedder> = Arc::new(StandIn(ModelId("stand-in".into())));
+        Service::start_with(config, async { Ok(stand_in) }.boxed(), Arc::new(|_| ())).await
     }
 
     pub fn service(&self) -> &Service {
