@@ -5,6 +5,8 @@
 //! * `extract_equijoin_predicate` makes a key of `is not distinct from`, for which nulls are equal in the whole join, and later of an equality
 //!   that stands beside it, for which they are not.
 //! * `eliminate_cross_join` puts joins together that differ in that, and makes keys of the conditions above them.
+//! * `optimize_unions` moves a projection into a union below it, under the names of the first input.
+//! * `push_down_filter` takes `x = 1 and 1 = x` for two values of x, and of `x >= 1 and 1 < x` drops the second.
 //! * `push_down_filter` moves a condition without columns below an aggregate without keys, which has a row all the same; and holds a condition on
 //!   the left side of `not in` against the right side too, where it drops the nulls that make the answer unknown.
 //! * `propagate_empty_relation` looks for a union's columns in the one input that is left, under the names of the first one.
@@ -12,10 +14,12 @@
 use std::sync::Arc;
 
 use datafusion::common::tree_node::{Transformed, TreeNode};
-use datafusion::common::{Column, NullEquality};
+use datafusion::common::{Column, DFSchemaRef, NullEquality};
 use datafusion::error::Result;
+use datafusion::logical_expr::expr::BinaryExpr;
 use datafusion::logical_expr::logical_plan::{Filter, Projection};
-use datafusion::logical_expr::{Expr, Join, JoinType, LogicalPlan, Union};
+use datafusion::logical_expr::utils::{conjunction, split_conjunction_owned};
+use datafusion::logical_expr::{Distinct, Expr, Join, JoinType, LogicalPlan, Union};
 use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 
@@ -31,7 +35,8 @@ enum Look {
     Done(Transformed<LogicalPlan>),
 }
 
-const MENDS: [(&str, Mend); 4] = [
+const MENDS: [(&str, Mend); 5] = [
+    ("optimize_unions", unions),
     ("extract_equijoin_predicate", extract),
     ("eliminate_cross_join", flatten),
     ("push_down_filter", push_down),
@@ -123,7 +128,44 @@ fn fenced(plan: Arc<LogicalPlan>) -> Arc<LogicalPlan> {
     Arc::new(LogicalPlan::Projection(Projection::new_from_schema(plan, schema)))
 }
 
+fn unions(plan: LogicalPlan) -> Result<Look> {
+    let names = |schema: &DFSchemaRef| schema.iter().map(|(q, f)| (q.cloned(), f.name().clone())).collect::<Vec<_>>();
+    let is_mixed = |input: &Arc<LogicalPlan>| {
+        let LogicalPlan::Projection(projection) = &**input else { return false };
+        let LogicalPlan::Union(union) = &*projection.input else { return false };
+        union.inputs.iter().any(|input| names(input.schema()) != names(&union.schema))
+    };
+    let inputs = match &plan {
+        LogicalPlan::Union(union) => &union.inputs,
+        LogicalPlan::Distinct(Distinct::All(input)) => match &**input {
+            LogicalPlan::Union(union) => &union.inputs,
+            _ => return Ok(Look::Let(plan)),
+        },
+        _ => return Ok(Look::Let(plan)),
+    };
+    Ok(if inputs.iter().any(is_mixed) { leave(plan) } else { Look::Let(plan) })
+}
+
+/// Comparisons of a column with a literal, the column first.
+fn turned(predicate: Expr) -> Expr {
+    let turn = |expr| match expr {
+        Expr::BinaryExpr(BinaryExpr { left, op, right })
+            if matches!((&*left, &*right), (Expr::Literal(..), Expr::Column(_))) && op.swap().is_some() =>
+        {
+            Expr::BinaryExpr(BinaryExpr { op: op.swap().expect("it was asked"), left: right, right: left })
+        }
+        other => other,
+    };
+    conjunction(split_conjunction_owned(predicate).into_iter().map(turn)).expect("a condition has a part")
+}
+
 fn push_down(plan: LogicalPlan) -> Result<Look> {
+    let plan = match plan {
+        LogicalPlan::Filter(Filter { predicate, input, .. }) => {
+            LogicalPlan::Filter(Filter::try_new(turned(predicate), input)?)
+        }
+        other => other,
+    };
     let of_not_in = |input: &LogicalPlan| matches!(input, LogicalPlan::Join(join) if join.null_aware);
     // No condition has a key to go by, so that none may go further down.
     let over_all = |input: &LogicalPlan| matches!(input, LogicalPlan::Aggregate(a) if a.group_expr.is_empty());
