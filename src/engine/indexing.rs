@@ -1,7 +1,7 @@
 //! The indexer thread: takes all that is pending, embeds, commits, publishes.
 //!
-//! The invariant: nothing is taken before the view has come to where the index may have been; a position is published when every change up
-//! to it is in the index. Commits are kept short, for between two of them the thread can be told to end.
+//! The invariant: nothing is taken before the view has come to where the index may have been; a position is announced when every message below it
+//! that was rejected is in quarantine, and published when every change up to it is in the index. Commits are kept short, for between two of them the thread can be told to end.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use super::{Pending, Progress, Shared};
 use crate::dataflow::ViewChange;
 use crate::embed::BatchStats;
 use crate::index::Indexer;
+use crate::raw::Gate;
 use crate::serve::{State, Status};
 use crate::time::Position;
 
@@ -35,17 +36,17 @@ pub(super) struct Indexing {
 }
 
 impl Indexing {
-    pub fn run(self, runtime: &tokio::runtime::Handle, target: &Receiver<Position>) -> Result<(), String> {
+    pub fn run(self, runtime: &tokio::runtime::Handle, begun: &Receiver<(Position, Gate)>) -> Result<(), String> {
         let shared = self.shared.clone();
-        let done = self.follow(runtime, target);
+        let done = self.follow(runtime, begun);
         // Nobody takes what is pending any more, so nobody may wait for it to be taken.
         shared.pending().closed = true;
         done
     }
 
-    fn follow(mut self, runtime: &tokio::runtime::Handle, target: &Receiver<Position>) -> Result<(), String> {
+    fn follow(mut self, runtime: &tokio::runtime::Handle, begun: &Receiver<(Position, Gate)>) -> Result<(), String> {
         // A service that is stopped before it could begin has no target.
-        let Ok(target) = target.recv() else { return Ok(()) };
+        let Ok((target, quarantine)) = begun.recv() else { return Ok(()) };
         if self.hydrate(&target) {
             let view: HashSet<Box<[u8]>> =
                 self.shared.pending().changes.iter().filter(|(_, row)| row.is_some()).map(|(k, _)| k.clone()).collect();
@@ -103,6 +104,13 @@ impl Indexing {
                 continue;
             };
             self.shared.changed.notify_all();
+            if !quarantine.wait() {
+                tracing::info!(
+                    keys = taken.changes.len(),
+                    "changes are left for the next start: the quarantine has ended before them"
+                );
+                return Ok(());
+            }
             self.indexer.announce(taken.epoch, &taken.position).map_err(|e| e.to_string())?;
             let mut changes: Vec<ViewChange> =
                 taken.changes.into_iter().map(|(key, row)| ViewChange { key, row }).collect();
