@@ -73,6 +73,8 @@ struct Now {
     /// How far raw has landed, and why it cannot go on; there may be no raw.
     landed: Option<Position>,
     raw_waiting: Option<String>,
+    /// Why nothing can be put into quarantine.
+    quarantine_waiting: Option<String>,
     /// The dataflow's operators, each with its updates in a second since it was told of before.
     operators: Vec<(OperatorStatus, f64)>,
     operators_told: Instant,
@@ -83,7 +85,7 @@ struct Now {
 impl Now {
     /// The state as it is shown. Whoever waits is still where it was before, and goes on from there; a failure is not waited for.
     fn shown(&self) -> (State, &str) {
-        match &self.waiting {
+        match self.waiting.as_ref().or(self.quarantine_waiting.as_ref()) {
             Some(why) if self.state != State::Failed => (State::Waiting, why),
             _ => (self.state, &self.why),
         }
@@ -112,6 +114,7 @@ impl Status {
             marks: BTreeMap::new(),
             landed: None,
             raw_waiting: None,
+            quarantine_waiting: None,
             operators: Vec::new(),
             operators_told: started,
             tests: Vec::new(),
@@ -215,6 +218,11 @@ impl Status {
     /// Why the raw tables cannot be written, or that they can be again. The index goes on meanwhile, until the queue before them is full.
     pub fn set_raw_waiting(&self, why: Option<String>) {
         self.now().raw_waiting = why;
+    }
+
+    /// Why nothing can be put into quarantine, or that it can be again. The index does not go on past a message that was rejected meanwhile.
+    pub fn set_quarantine_waiting(&self, why: Option<String>) {
+        self.change(|now| now.quarantine_waiting = why);
     }
 
     /// What the dataflow's operators hold and have done, inputs first.
@@ -423,6 +431,11 @@ mod tests {
         status.set_waiting(None);
         assert_eq!(status.state_and_why(), (State::CatchingUp, "the index follows the view".into()));
         assert!(shown(State::CatchingUp) && !shown(State::Waiting));
+        status.set_quarantine_waiting(Some("the bucket is away".into()));
+        status.set_waiting(None);
+        assert_eq!(status.state_and_why(), (State::Waiting, "the bucket is away".into()), "each ends its own waiting");
+        status.set_quarantine_waiting(None);
+        assert_eq!(status.state(), State::CatchingUp);
         status.set_waiting(Some("the broker is away".into()));
         status.set_state(State::Failed, "the disk is full");
         assert_eq!(status.state_and_why(), (State::Failed, "the disk is full".into()));
