@@ -62,7 +62,11 @@ impl Indexing {
         done
     }
 
-    fn reconcile_and_follow(self, runtime: &tokio::runtime::Handle, begun: &Receiver<(Position, Gate)>) -> Result<(), String> {
+    fn reconcile_and_follow(
+        self,
+        runtime: &tokio::runtime::Handle,
+        begun: &Receiver<(Position, Gate)>,
+    ) -> Result<(), String> {
         // A service that is stopped before it could begin has no target.
         let Ok((target, quarantine)) = begun.recv() else { return Ok(()) };
         if !self.hydrate(&target) {

@@ -107,7 +107,8 @@ async fn a_kill_at_any_moment_costs_nothing() {
 
     let held = items.folder.quarantine().await;
     let mut held: Vec<(i32, i64)> = held.iter().map(|e| (e.at.partition.number, e.at.offset.0)).collect();
-    (held.sort_unstable(), noise.sort_unstable());
+    held.sort_unstable();
+    noise.sort_unstable();
     assert_eq!(held, noise, "each message that is none is in quarantine once");
     assert!(!noise.is_empty());
 
