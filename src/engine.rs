@@ -1,15 +1,19 @@
 //! The engine composes the stages: start, hydrate, reconcile, run, drain. It alone knows them all.
 //!
 //! Three threads besides the dataflow's: `source` reads and decodes, `driver` cuts epochs and folds what comes out of them, `indexer` embeds
-//! and commits. Between them lie bounded queues, so that whatever is slow makes the source pause.
+//! and commits. Between them lie bounded queues, so that whatever is slow makes the source pause. What each of them does is a step of a
+//! `Reader`, a `Driver`, a `Follower`, which have no threads; a thread repeats the steps, waits for its queues, and tries again.
 
+mod driver;
 mod driving;
+mod follower;
 mod indexing;
+mod pending;
 mod preflight;
 mod raw;
+mod reader;
 mod reading;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,15 +26,20 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use crate::config::Config;
-use crate::dataflow::{self, Row};
+use crate::dataflow;
 use crate::embed::{BatchStats, Embedder, EmbeddingStore, TextEmbedder};
 use crate::index::{IndexSearcher, IndexTable, Indexer};
 use crate::serve::{EmbedQuery, Metrics, SearchError, ServeState, Server, State, Status};
-use crate::time::{Epoch, Position};
+use crate::time::Position;
 use crate::validate::Quarantine;
+pub(crate) use driver::Driver;
 use driving::Driving;
+pub(crate) use follower::Follower;
 use indexing::Indexing;
+pub(crate) use pending::Pending;
 pub use preflight::{Checked, ask_broker, ask_registry, check, plan};
+pub(crate) use raw::Opening;
+pub(crate) use reader::{Reader, Trouble};
 use reading::Reading;
 
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -66,9 +75,9 @@ pub struct Service {
     server: Server,
 }
 
-/// What the driver has folded and the indexer has not taken yet.
+/// What lies between the threads.
 struct Shared {
-    pending: Mutex<Pending>,
+    queue: Mutex<Queue>,
     changed: Condvar,
     /// How far the source has read.
     read: Mutex<Position>,
@@ -77,16 +86,13 @@ struct Shared {
     decoded_max_batches: usize,
 }
 
+/// From the driver to the indexer.
 #[derive(Default)]
-struct Pending {
-    changes: HashMap<Box<[u8]>, Option<Row>>,
-    position: Position,
-    epoch: Epoch,
+struct Queue {
+    pending: Pending,
     /// Whether the index follows the view already. Until then all of the view waits here, which is what reconciling compares with, so the
     /// bound on waiting keys cannot count yet.
     follows: bool,
-    /// Commit times of live events that `changes` (or an unchanged index) stand for.
-    commits_ms: Vec<i64>,
     /// The driver has folded its last epoch.
     ended: bool,
     /// The indexer has taken what it ever will.
@@ -94,8 +100,8 @@ struct Pending {
 }
 
 impl Shared {
-    fn pending(&self) -> MutexGuard<'_, Pending> {
-        self.pending.lock().expect("no holder of this lock panics")
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().expect("no holder of this lock panics")
     }
 
     fn count_decoded(&self, batches: isize, metrics: &Metrics) {
@@ -158,7 +164,7 @@ impl Service {
         let handle = dataflow::Engine::start(plan, row_types.clone(), config.engine.workers).map_err(Error::Peer)?;
         let stop = Arc::new(AtomicBool::new(false));
         let shared = Arc::new(Shared {
-            pending: Mutex::default(),
+            queue: Mutex::default(),
             changed: Condvar::new(),
             read: Mutex::default(),
             decoded: Mutex::default(),
@@ -194,23 +200,19 @@ impl Service {
         threads
             .push(spawn("source", Box::new(move || reading.run(&reading_runtime, &send, &targets))).map_err(failed)?);
         let driving = Driving {
-            handle,
-            quarantine,
+            driver: Driver::new(handle, quarantine, status.clone(), tests, announced.epoch),
             status: status.clone(),
             shared: shared.clone(),
             engine: config.engine.clone(),
-            first: Epoch(announced.epoch.0 + 1),
-            tests,
         };
         threads.push(spawn("driver", Box::new(move || driving.run(&receive))).map_err(failed)?);
         let indexing = Indexing {
-            indexer,
+            follower: Follower::new(indexer, status.clone(), progress),
             status: status.clone(),
             stop: stop.clone(),
             shared: shared.clone(),
             commit_max_keys: config.index.commit_max_keys,
             pending_max_keys: config.engine.pending_max_keys,
-            progress,
         };
         threads.push(spawn("indexer", Box::new(move || indexing.run(&runtime, &target))).map_err(failed)?);
         Ok(Service { address: server.address(), status, stop, shared, threads, server })

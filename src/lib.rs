@@ -39,6 +39,8 @@ pub mod demo;
 
 pub mod oracle;
 
+pub mod sim;
+
 pub mod bench;
 
 pub mod logging;

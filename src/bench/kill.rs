@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::decode::{FixedSchemas, RowType, SchemaStore};
 use crate::demo::{self, Shop, TOPICS};
 use crate::embed::{Embedder, EmbeddingStore};
-use crate::raw::{Hydration, RawTable};
+use crate::raw::{Hydration, RawTable, Storage};
 use crate::source::embedded::{Broker, Producer, Registry};
 use crate::time::{Partition, Position};
 
@@ -244,7 +244,7 @@ async fn landed(config: &Config) -> Result<BTreeMap<Partition, Vec<i64>>, Error>
     let schemas: Arc<dyn SchemaStore> = Arc::new(FixedSchemas::default());
     let mut offsets: BTreeMap<Partition, Vec<i64>> = BTreeMap::new();
     for (n, source) in config.sources.iter().enumerate() {
-        let table = RawTable::open(&raw.table(source), &raw.options, &config.name, &source.topic).await?;
+        let table = RawTable::open(&raw.table(source), &Storage::new(&raw.options), &config.name, &source.topic).await?;
         let row_type = Arc::new(RowType::from_contract(source)?);
         let mut hydration = Hydration::open(&table, None, n, source, row_type, schemas.clone()).await?;
         while let Some(decoded) = hydration.next().await? {

@@ -1,43 +1,33 @@
 //! The driver thread: one epoch at a time, of whatever has come meanwhile.
-//!
-//! The invariant: epochs are folded in their order, each with the position that it leads to; a message that was rejected is in quarantine
-//! before the position passes it.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use super::Shared;
+use super::driver::Driver;
+use super::pending::Folded;
 use crate::config;
-use crate::dataflow::{self, TestOutput, ViewChange, Violation};
 use crate::decode::Decoded;
 use crate::serve::{State, Status};
-use crate::time::{Epoch, Position};
-use crate::validate::Quarantine;
 
 /// How often the dataflow's operators are looked at.
 const OPERATORS_EVERY: Duration = Duration::from_secs(1);
 
 /// What the thread needs.
 pub(super) struct Driving {
-    pub handle: dataflow::Handle,
-    pub quarantine: Quarantine,
+    pub driver: Driver,
     pub status: Arc<Status>,
     pub shared: Arc<Shared>,
     pub engine: config::Engine,
-    pub first: Epoch,
-    /// Data tests, and how many rows fail each.
-    pub tests: Vec<(TestOutput, i64)>,
 }
 
 impl Driving {
     pub fn run(mut self, receive: &Receiver<Decoded>) -> Result<(), String> {
-        let mut epoch = self.first;
-        let mut position = Position::default();
         let mut told = Instant::now();
         loop {
             if told.elapsed() >= OPERATORS_EVERY {
-                self.status.set_operators(self.handle.operators());
+                self.status.set_operators(self.driver.operators());
                 told = Instant::now();
             }
             let first = match receive.recv_timeout(Duration::from_millis(100)) {
@@ -52,88 +42,30 @@ impl Driving {
                 events += next.changes.len();
                 decoded.push(next);
             }
-            let metrics = self.status.metrics().clone();
-            self.shared.count_decoded(-(decoded.len() as isize), &metrics);
-            let rejects: Vec<_> = decoded.iter_mut().flat_map(|d| std::mem::take(&mut d.rejects)).collect();
-            let added = self.quarantine.add(&rejects).map_err(|e| e.to_string())?;
-            metrics.quarantine_total.inc_by(added as u64);
-            metrics.quarantine_open.set(self.quarantine.len() as i64);
-            if let Some(last) = rejects.last() {
-                tracing::warn!(count = rejects.len(), partition = %last.partition, offset = last.offset.0, rule = last.rule.name(), reason = last.reason, "messages were quarantined");
-            }
-            for batch in &decoded {
-                position.advance(&batch.partition, batch.end);
-            }
-            let commits_ms: Vec<i64> =
-                decoded.iter().flat_map(|d| &d.changes).map(|c| c.commit_ms).filter(|ms| *ms > 0).collect();
-            self.handle.send(epoch, decoded).map_err(|e| e.to_string())?;
-            let output = loop {
-                if let Some(output) = self.handle.recv(Duration::from_secs(1)).map_err(|e| e.to_string())? {
-                    break output;
-                }
-            };
-            metrics.epochs.inc();
-            metrics.view_rows.set(output.view_rows as i64);
-            metrics.view_changes.inc_by(output.changes.len() as u64);
-            if output.duplicate_keys > 0 {
-                tracing::warn!(
-                    keys = output.duplicate_keys,
-                    "several rows of the view share a key; the smallest stands for them"
-                );
-            }
-            if let Some(failed) = output.failed_rows.iter().find(|f| f.diff > 0) {
-                tracing::warn!(
-                    reason = failed.reason,
-                    rows = output.failed_rows.len(),
-                    "the model cannot be computed for some rows; they are not in the view"
-                );
-            }
-            self.violated(&output.violations);
-            self.fold(epoch, &position, output.changes, commits_ms);
-            epoch = Epoch(epoch.0 + 1);
+            self.shared.count_decoded(-(decoded.len() as isize), self.status.metrics());
+            let folded = self.driver.epoch(decoded)?;
+            self.fold(folded);
         }
-        self.shared.pending().ended = true;
+        self.shared.queue().ended = true;
         Ok(())
     }
 
-    /// Counts the rows that fail tests; a test that begins to fail is said, and one that no longer does.
-    fn violated(&mut self, violations: &[Violation]) {
-        if violations.is_empty() {
-            return;
-        }
-        let before: Vec<i64> = self.tests.iter().map(|(_, failing)| *failing).collect();
-        for violation in violations {
-            self.tests[violation.test].1 += violation.diff as i64;
-        }
-        for ((test, failing), before) in self.tests.iter().zip(before) {
-            let (name, severity) = (&test.name, test.severity.name());
-            match (before, *failing) {
-                (0, 1..) => tracing::warn!(test = name, severity, rows = failing, "rows fail a data test"),
-                (1.., 0) => tracing::info!(test = name, severity, "no row fails this data test any more"),
-                _ => {}
-            }
-        }
-        self.status.set_tests(self.tests.clone());
-    }
-
-    fn fold(&self, epoch: Epoch, position: &Position, changes: Vec<ViewChange>, commits_ms: Vec<i64>) {
+    /// Hands an epoch to the indexer, and waits while that has too much to do.
+    fn fold(&self, folded: Folded) {
         let bound = self.engine.pending_max_keys;
-        let mut pending = self.shared.pending();
+        let mut queue = self.shared.queue();
         let lives = || self.status.state() != State::Failed;
-        while pending.follows && pending.changes.len() >= bound && !pending.closed && lives() {
-            pending = self
+        while queue.follows && queue.pending.len() >= bound && !queue.closed && lives() {
+            queue = self
                 .shared
                 .changed
-                .wait_timeout(pending, Duration::from_millis(100))
+                .wait_timeout(queue, Duration::from_millis(100))
                 .expect("no holder of this lock panics")
                 .0;
         }
-        pending.changes.extend(changes.into_iter().map(|c| (c.key, c.row)));
-        pending.epoch = epoch;
-        pending.position = position.clone();
-        pending.commits_ms.extend(commits_ms);
-        self.status.metrics().pending.set(pending.changes.len(), bound);
-        drop(pending);
+        queue.pending.fold(folded);
+        self.status.metrics().pending.set(queue.pending.len(), bound);
+        drop(queue);
         self.shared.changed.notify_all();
     }
 }

@@ -5,16 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::{SyncSender, TrySendError};
-use std::time::{Duration, Instant};
 
-use super::reading::{Reading, Trouble};
-use crate::config;
-use crate::decode::{Decoded, SchemaStore};
-use crate::raw::{Error, Hydration, Landing, Observer, RawTable, Snapshot};
-use crate::serve::{State, Status};
-use crate::source::{MessageBatch, Watermarks};
+use super::reader::Trouble;
+use crate::config::{self, Config};
+use crate::decode::{RowType, SchemaStore};
+use crate::raw::{Error, Hydration, Lander, Observer, RawTable, Snapshot, Storage};
+use crate::serve::Status;
+use crate::source::Watermarks;
 use crate::time::{Partition, Position};
 
 impl Observer for Status {
@@ -39,138 +36,73 @@ impl From<Error> for Trouble {
     }
 }
 
-impl Reading {
-    /// Opens the raw table of every source. `None` when the service is to stop.
-    pub(super) fn open_raw(
-        &self,
-        runtime: &tokio::runtime::Handle,
-        raw: &config::Raw,
-    ) -> Result<Option<Vec<RawTable>>, String> {
-        let mut tables = Vec::new();
-        for source in &self.config.sources {
-            let location = raw.table(source);
-            let open = || RawTable::open(&location, &raw.options, &self.config.name, &source.topic);
-            match self.retry(|| Ok(runtime.block_on(open())?))? {
-                Some(table) => tables.push(table),
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(tables))
+/// What raw tables are opened with.
+pub(crate) struct Opening<'a> {
+    pub config: &'a Config,
+    pub raw: &'a config::Raw,
+    pub storage: &'a Storage,
+    pub row_types: &'a [Arc<RowType>],
+    pub schemas: &'a Arc<dyn SchemaStore>,
+}
+
+impl Opening<'_> {
+    /// Opens the raw table of a source.
+    pub async fn table(&self, n: usize) -> Result<RawTable, Error> {
+        let source = &self.config.sources[n];
+        RawTable::open(&self.raw.table(source), self.storage, &self.config.name, &source.topic).await
     }
 
-    /// Hands on all that has landed, and says how far that goes. `None` when the service is to stop.
-    pub(super) fn hydrate(
-        &self,
-        runtime: &tokio::runtime::Handle,
-        raw: &config::Raw,
-        tables: &[RawTable],
-        schemas: &Arc<dyn SchemaStore>,
-        send: &SyncSender<Decoded>,
-    ) -> Result<Option<Position>, String> {
-        let mut landed = Position::default();
-        for (n, (source, table)) in self.config.sources.iter().zip(tables).enumerate() {
-            self.status.set_state(State::Hydrating, format!("reading the raw table {}", table.location()));
-            let begun = Instant::now();
-            let open = async || {
-                let snapshot = Snapshot::open(table.location(), &raw.options, &self.config.name, table).await?;
-                let row_type = self.row_types[n].clone();
-                Hydration::open(table, Some(&snapshot), n, source, row_type, schemas.clone()).await
-            };
-            let Some(mut hydration) = self.retry(|| Ok(runtime.block_on(open())?))? else { return Ok(None) };
-            let mut changes = 0;
-            while let Some(next) = self.retry(|| Ok(runtime.block_on(hydration.next())?))? {
-                let Some(mut decoded) = next else { break };
-                changes += decoded.changes.len();
-                // What has landed is history.
-                decoded.changes.iter_mut().for_each(|change| change.commit_ms = 0);
-                if !self.hand_on(decoded, send) {
-                    return Ok(None);
-                }
-            }
-            if self.stop.load(Ordering::SeqCst) {
-                return Ok(None);
-            }
-            landed.join(hydration.landed());
-            self.status.set_landed(hydration.landed());
-            tracing::info!(
-                table = table.location(),
-                changes,
-                took_ms = begun.elapsed().as_millis() as u64,
-                "hydrated from raw"
-            );
-        }
-        Ok(Some(landed))
+    /// All that has landed of a source, from its snapshot on.
+    pub async fn hydration(&self, n: usize, table: &RawTable) -> Result<Hydration, Error> {
+        let (source, row_type) = (&self.config.sources[n], self.row_types[n].clone());
+        let snapshot = Snapshot::open(table.location(), self.storage, &self.config.name, table).await?;
+        Hydration::open(table, Some(&snapshot), n, source, row_type, self.schemas.clone()).await
     }
 
-    /// Whether Kafka still holds what follows on raw.
-    pub(super) fn follows_on(
-        &self,
-        raw: &config::Raw,
-        landed: &Position,
-        marks: &BTreeMap<Partition, Watermarks>,
-    ) -> Result<(), Trouble> {
-        for (partition, next) in landed.iter() {
-            let lasting = |what: String| {
-                let table = self.config.sources.iter().find(|s| s.topic == partition.topic).map(|s| raw.table(s));
-                let table = table.unwrap_or_else(|| raw.uri.clone());
-                let way = "let Debezium take a new snapshot of the table, move the raw table away, and start again";
-                Err(Trouble { passing: false, reason: format!("{what}; {way} ({table})") })
-            };
-            match marks.get(partition) {
-                None => return lasting(format!("{partition} is gone, of which raw has landed up to {}", next.0)),
-                Some(marks) if next > marks.high => {
-                    return lasting(format!(
-                        "{partition} ends at offset {}, and raw has landed up to {}: the topic was made anew",
-                        marks.high.0, next.0
-                    ));
-                }
-                Some(marks) if next < marks.low => {
-                    return lasting(format!(
-                        "{partition} begins at offset {}, and raw has landed up to {}: what lies between was removed before it was read",
-                        marks.low.0, next.0
-                    ));
-                }
-                Some(_) => {}
-            }
-        }
-        let (old, new): (Vec<&Partition>, _) = marks.keys().partition(|p| landed.get(p).is_some());
-        // On a first start all are new, which nobody has to be told.
-        if !old.is_empty() {
-            for partition in new {
-                tracing::info!(%partition, "nothing of this partition has landed yet; it is read from its first offset");
-            }
-        }
-        Ok(())
+    /// What lands in the tables from now on.
+    pub fn lander(&self, tables: Vec<RawTable>) -> Lander {
+        let Opening { config, raw, storage, schemas, .. } = *self;
+        Lander::new(raw, storage.clone(), &config.name, &config.sources, tables, schemas.clone())
     }
+}
 
-    /// Gives a batch to the landing, which may have to make room first. Says whether it was taken: not when the service is to stop, or the
-    /// landing has ended.
-    pub(super) fn land(&self, landing: &Landing, batch: &Arc<MessageBatch>) -> bool {
-        let mut offered = landing.offer(batch.clone());
-        while let Err(back) = offered {
-            if self.stop.load(Ordering::SeqCst) || landing.has_ended() {
-                return false;
+/// Whether Kafka still holds what follows on raw.
+pub(super) fn follows_on(
+    raw: &config::Raw,
+    sources: &[config::Source],
+    landed: &Position,
+    marks: &BTreeMap<Partition, Watermarks>,
+) -> Result<(), Trouble> {
+    for (partition, next) in landed.iter() {
+        let lasting = |what: String| {
+            let table = sources.iter().find(|s| s.topic == partition.topic).map(|s| raw.table(s));
+            let table = table.unwrap_or_else(|| raw.uri.clone());
+            let way = "let Debezium take a new snapshot of the table, move the raw table away, and start again";
+            Err(Trouble { passing: false, reason: format!("{what}; {way} ({table})") })
+        };
+        match marks.get(partition) {
+            None => return lasting(format!("{partition} is gone, of which raw has landed up to {}", next.0)),
+            Some(marks) if next > marks.high => {
+                return lasting(format!(
+                    "{partition} ends at offset {}, and raw has landed up to {}: the topic was made anew",
+                    marks.high.0, next.0
+                ));
             }
-            std::thread::sleep(Duration::from_millis(1));
-            offered = landing.offer(back);
-        }
-        true
-    }
-
-    /// Sends a batch to the driver, and waits while the queue is full. Says whether it went: not when the service is to stop.
-    pub(super) fn hand_on(&self, mut decoded: Decoded, send: &SyncSender<Decoded>) -> bool {
-        self.shared.read.lock().expect("no holder of this lock panics").advance(&decoded.partition, decoded.end);
-        self.shared.count_decoded(1, self.status.metrics());
-        // A full queue is the bound at work: the source waits.
-        loop {
-            match send.try_send(decoded) {
-                Ok(()) => return true,
-                Err(TrySendError::Full(back)) if !self.stop.load(Ordering::SeqCst) => {
-                    decoded = back;
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                Err(_) => return false,
+            Some(marks) if next < marks.low => {
+                return lasting(format!(
+                    "{partition} begins at offset {}, and raw has landed up to {}: what lies between was removed before it was read",
+                    marks.low.0, next.0
+                ));
             }
+            Some(_) => {}
         }
     }
+    let (old, new): (Vec<&Partition>, _) = marks.keys().partition(|p| landed.get(p).is_some());
+    // On a first start all are new, which nobody has to be told.
+    if !old.is_empty() {
+        for partition in new {
+            tracing::info!(%partition, "nothing of this partition has landed yet; it is read from its first offset");
+        }
+    }
+    Ok(())
 }

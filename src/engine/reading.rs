@@ -2,20 +2,21 @@
 //!
 //! The invariant: a batch that was read is handed on, whatever fails meanwhile; what is away is waited for and said, never skipped.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant};
 
 use super::Shared;
+use super::raw::Opening;
+use super::reader::{Reader, Trouble};
 use crate::config::Config;
-use crate::decode::{Counts, Decoded, Decoder, RegistryClient, RowType, SchemaStore};
-use crate::raw::Landing;
+use crate::decode::{Decoded, RegistryClient, RowType, SchemaStore};
+use crate::raw::{Landing, RawTable, Storage};
 use crate::serve::{State, Status};
+use crate::source::MessageBatch;
 use crate::source::kafka::KafkaSource;
-use crate::source::{self, Source, Watermarks};
-use crate::time::{Offset, Partition, Position};
+use crate::time::Position;
 
 const POLL: Duration = Duration::from_millis(20);
 const LAG_EVERY: Duration = Duration::from_millis(1000);
@@ -41,53 +42,93 @@ impl Reading {
         let topics: Vec<Arc<str>> = self.config.sources.iter().map(|s| s.topic.clone()).collect();
         let schemas: Arc<dyn SchemaStore> =
             Arc::new(RegistryClient::new(&self.config.registry).map_err(|e| e.to_string())?);
-        let mut decoders = Vec::new();
-        for (n, (source, row_type)) in self.config.sources.iter().zip(&self.row_types).enumerate() {
-            decoders.push(Decoder::new(n, source, row_type.clone(), schemas.clone()).map_err(|e| e.to_string())?);
-        }
-        let mut source = KafkaSource::new(&self.config.kafka, &topics).map_err(|e| e.to_string())?;
+        let source = KafkaSource::new(&self.config.kafka, &topics).map_err(|e| e.to_string())?;
+        let mut reader = Reader::new(&self.config, &self.row_types, &schemas, source)?;
         let Some(raw) = &self.config.raw else {
-            return self.follow(runtime, &mut source, &mut decoders, None, (send, targets));
+            self.status.set_state(State::Hydrating, "reading the topics from their first offset");
+            return self.follow(runtime, &mut reader, None, (send, targets));
         };
-        let Some(tables) = self.open_raw(runtime, raw)? else { return Ok(()) };
-        let Some(landed) = self.hydrate(runtime, raw, &tables, &schemas, send)? else { return Ok(()) };
-        let (name, sources, observer) = (&self.config.name, &self.config.sources, self.status.clone());
-        let landing = Landing::start(raw, name, sources, tables, schemas, observer, runtime.clone());
+        let storage = Storage::new(&raw.options);
+        let opening =
+            Opening { config: &self.config, raw, storage: &storage, row_types: &self.row_types, schemas: &schemas };
+        let mut tables = Vec::new();
+        for n in 0..self.config.sources.len() {
+            let Some(table) = self.retry(|| Ok(runtime.block_on(opening.table(n))?))? else { return Ok(()) };
+            tables.push(table);
+        }
+        let mut landed = Position::default();
+        for (n, table) in tables.iter().enumerate() {
+            if !self.hydrate(runtime, &opening, n, table, send)? {
+                return Ok(());
+            }
+            landed.join(table.landed());
+        }
+        let landing = Landing::start(raw, opening.lander(tables), self.status.clone(), runtime.clone());
         let landing = landing.map_err(|e| format!("the landing cannot be started: {e}"))?;
-        let read = self.follow(runtime, &mut source, &mut decoders, Some((&landed, &landing)), (send, targets));
+        let read = self.follow(runtime, &mut reader, Some((&landed, &landing)), (send, targets));
         // What was read is landed before the service ends; what could not be, Kafka still has.
         read.and(landing.stop().map_err(|e| e.to_string()))
+    }
+
+    /// Hands on all that has landed of a source. Says whether it is all: not when the service is to stop.
+    fn hydrate(
+        &self,
+        runtime: &tokio::runtime::Handle,
+        opening: &Opening<'_>,
+        n: usize,
+        table: &RawTable,
+        send: &SyncSender<Decoded>,
+    ) -> Result<bool, String> {
+        self.status.set_state(State::Hydrating, format!("reading the raw table {}", table.location()));
+        let begun = Instant::now();
+        let open = || Ok(runtime.block_on(opening.hydration(n, table))?);
+        let Some(mut hydration) = self.retry(open)? else { return Ok(false) };
+        let mut changes = 0;
+        while let Some(next) = self.retry(|| Ok(runtime.block_on(hydration.next())?))? {
+            let Some(mut decoded) = next else {
+                self.status.set_landed(table.landed());
+                let took_ms = begun.elapsed().as_millis() as u64;
+                tracing::info!(table = table.location(), changes, took_ms, "hydrated from raw");
+                return Ok(true);
+            };
+            changes += decoded.changes.len();
+            // What has landed is history.
+            decoded.changes.iter_mut().for_each(|change| change.commit_ms = 0);
+            if !self.hand_on(decoded, send) {
+                return Ok(false);
+            }
+        }
+        Ok(false)
     }
 
     /// Reads Kafka: from where raw ends, into the landing, or from its beginning.
     fn follow(
         &self,
         runtime: &tokio::runtime::Handle,
-        source: &mut KafkaSource,
-        decoders: &mut [Decoder],
+        reader: &mut Reader<KafkaSource>,
         raw: Option<(&Position, &Landing)>,
         (send, targets): (&SyncSender<Decoded>, &SyncSender<Position>),
     ) -> Result<(), String> {
         let landed = raw.map(|(landed, _)| landed);
-        let Some(Begin { mut start, target, old }) = self.retry(|| self.begin(source, landed))? else { return Ok(()) };
-        if targets.send(target).is_err() || !self.reached(&start, send) {
+        let Some(target) = self.retry(|| reader.begin(&self.announced, landed))? else { return Ok(()) };
+        if targets.send(target).is_err() || !reader.begun().into_iter().all(|begun| self.hand_on(begun, send)) {
             return Ok(());
         }
         let mut next_lag = Instant::now();
         while !self.stop.load(Ordering::SeqCst) {
             if Instant::now() >= next_lag {
                 // Lag is worth a look, not a halt: a broker that does not answer is noticed by polling.
-                if let Ok(marks) = source.watermarks() {
-                    if self.join_added(source, &marks, &mut start)?.is_none() {
+                if let Ok(marks) = reader.watermarks() {
+                    if self.retry(|| reader.join_added(&marks))?.is_none() {
                         break;
                     }
                     self.status.set_watermarks(marks);
                 }
                 next_lag = Instant::now() + LAG_EVERY;
             }
-            let Some(polled) = self.retry(|| source.poll(POLL).map_err(Trouble::from))? else { break };
+            let Some(polled) = self.retry(|| reader.poll(POLL))? else { break };
             let metrics = self.status.metrics();
-            metrics.source_queue.set(source.queued_bytes(), self.config.kafka.queue_max_bytes);
+            metrics.source_queue.set(reader.source().queued_bytes(), self.config.kafka.queue_max_bytes);
             let Some(batch) = polled else { continue };
             metrics.source_messages.inc_by(batch.messages.len() as u64);
             metrics.source_bytes.inc_by(batch.bytes.len() as u64);
@@ -95,14 +136,7 @@ impl Reading {
             if raw.is_some_and(|(_, landing)| !self.land(landing, &batch)) {
                 break;
             }
-            let Some(n) = self.config.sources.iter().position(|s| s.topic == batch.partition.topic) else { continue };
-            let decoder = &mut decoders[n];
-            let decoded = self.retry(|| {
-                runtime.block_on(decoder.decode(&batch)).map_err(|e| Trouble { passing: true, reason: e.to_string() })
-            })?;
-            let Some(mut decoded) = decoded else { break };
-            let old = old.get(&decoded.partition).unwrap_or_default();
-            decoded.changes.iter_mut().filter(|c| c.offset < old).for_each(|c| c.commit_ms = 0);
+            let Some(decoded) = self.retry(|| runtime.block_on(reader.decode(&batch)))? else { break };
             metrics.count_events(&decoded.counts);
             decoded.rejects.iter().for_each(|r| metrics.count_reject(r.rule));
             if !self.hand_on(decoded, send) {
@@ -112,65 +146,39 @@ impl Reading {
         Ok(())
     }
 
-    /// Puts the source where raw ends, or at the first offsets that the topics still have.
-    fn begin(&self, source: &mut KafkaSource, landed: Option<&Position>) -> Result<Begin, Trouble> {
-        let marks: BTreeMap<Partition, Watermarks> = source.watermarks()?.into_iter().collect();
-        if let (Some(landed), Some(raw)) = (landed, &self.config.raw) {
-            self.follows_on(raw, landed, &marks)?;
-        } else {
-            self.status.set_state(State::Hydrating, "reading the topics from their first offset");
-            self.say_what_is_lost(&marks);
-        }
-        let begin = Begin::of(&marks, landed, &self.announced);
-        source.seek(&begin.start)?;
-        Ok(begin)
-    }
-
-    fn say_what_is_lost(&self, marks: &BTreeMap<Partition, Watermarks>) {
-        for (partition, Watermarks { low, high }) in marks {
-            let announced = self.announced.get(partition).unwrap_or_default();
-            if announced > *high {
-                tracing::warn!(%partition, announced = announced.0, high = high.0, "the topic ends before what the index has seen: it was made anew, and is read as new");
+    /// Gives a batch to the landing, which may have to make room first. Says whether it was taken: not when the service is to stop, or the
+    /// landing has ended.
+    fn land(&self, landing: &Landing, batch: &Arc<MessageBatch>) -> bool {
+        let mut offered = landing.offer(batch.clone());
+        while let Err(back) = offered {
+            if self.stop.load(Ordering::SeqCst) || landing.has_ended() {
+                return false;
             }
-            if *low > Offset(0) {
-                tracing::warn!(%partition, low = low.0, "the topic no longer begins at its first offset; rows that only its lost part had are not known");
+            std::thread::sleep(Duration::from_millis(1));
+            offered = landing.offer(back);
+        }
+        true
+    }
+
+    /// Sends a batch to the driver, and waits while the queue is full. Says whether it went: not when the service is to stop.
+    fn hand_on(&self, mut decoded: Decoded, send: &SyncSender<Decoded>) -> bool {
+        self.shared.read.lock().expect("no holder of this lock panics").advance(&decoded.partition, decoded.end);
+        self.shared.count_decoded(1, self.status.metrics());
+        // A full queue is the bound at work: the source waits.
+        loop {
+            match send.try_send(decoded) {
+                Ok(()) => return true,
+                Err(TrySendError::Full(back)) if !self.stop.load(Ordering::SeqCst) => {
+                    decoded = back;
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(_) => return false,
             }
         }
-    }
-
-    /// Tells the driver where reading starts: of a partition whose records have all expired nothing else would ever come. Says whether the
-    /// driver still listens.
-    fn reached(&self, start: &Position, send: &SyncSender<Decoded>) -> bool {
-        let mut begun = start.iter().filter(|(_, next)| *next > Offset(0));
-        begun.all(|(partition, end)| {
-            let Some(source) = self.config.sources.iter().position(|s| s.topic == partition.topic) else { return true };
-            let (changes, rejects, counts) = (Vec::new(), Vec::new(), Counts::default());
-            self.hand_on(Decoded { source, partition: partition.clone(), end, changes, rejects, counts }, send)
-        })
-    }
-
-    /// Reads partitions too that a topic has gained, each from its first offset. `None` when the service is to stop.
-    fn join_added(
-        &self,
-        source: &mut KafkaSource,
-        marks: &[(Partition, Watermarks)],
-        known: &mut Position,
-    ) -> Result<Option<()>, String> {
-        let added: Vec<_> = marks.iter().filter(|(partition, _)| known.get(partition).is_none()).collect();
-        if added.is_empty() {
-            return Ok(Some(()));
-        }
-        for (partition, marks) in added {
-            tracing::info!(%partition, "the topic has gained this partition; it is read from its first offset");
-            known.advance(partition, marks.low);
-        }
-        let mut next = known.clone();
-        next.join(&self.shared.read.lock().expect("no holder of this lock panics"));
-        self.retry(|| source.seek(&next).map_err(Trouble::from))
     }
 
     /// Tries until it works; `None` when the service is to stop. Waiting is said once and over when it works again.
-    pub(super) fn retry<T>(&self, mut work: impl FnMut() -> Result<T, Trouble>) -> Result<Option<T>, String> {
+    fn retry<T>(&self, mut work: impl FnMut() -> Result<T, Trouble>) -> Result<Option<T>, String> {
         let mut backoff = Duration::from_millis(50);
         let mut waiting = false;
         loop {
@@ -200,80 +208,5 @@ impl Reading {
             }
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
-    }
-}
-
-/// Where reading starts.
-#[derive(Default)]
-struct Begin {
-    /// Of every partition, also of those that are read from offset 0.
-    start: Position,
-    /// How far the view has to come before the index may follow it.
-    target: Position,
-    /// What lies before this is not fresh: the index knew it already, or is new and catches up with it.
-    old: Position,
-}
-
-impl Begin {
-    fn of(marks: &BTreeMap<Partition, Watermarks>, landed: Option<&Position>, announced: &Position) -> Begin {
-        let mut begin = Begin::default();
-        for (partition, Watermarks { low, high }) in marks {
-            let announced = announced.get(partition).map(|a| a.min(*high));
-            begin.start.advance(partition, landed.and_then(|l| l.get(partition)).unwrap_or(*low));
-            begin.target.advance(partition, announced.unwrap_or_default());
-            begin.old.advance(partition, announced.unwrap_or(*high));
-        }
-        begin
-    }
-}
-
-pub(super) struct Trouble {
-    pub passing: bool,
-    pub reason: String,
-}
-
-impl From<source::Error> for Trouble {
-    fn from(e: source::Error) -> Trouble {
-        Trouble { passing: e.is_passing(), reason: e.to_string() }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn partition(number: i32) -> Partition {
-        Partition::new("t", number)
-    }
-
-    fn position(nexts: &[(i32, i64)]) -> Position {
-        nexts.iter().map(|(number, next)| (partition(*number), Offset(*next))).collect()
-    }
-
-    #[test]
-    fn a_start_can_always_come_to_where_the_index_was() {
-        let marks = [
-            // Everything has expired, some has, nothing has, the topic was made anew, and one that nobody has read yet.
-            (0, (100, 100), Some(100)),
-            (1, (50, 100), Some(70)),
-            (2, (0, 100), Some(30)),
-            (3, (0, 10), Some(60)),
-            (4, (0, 20), None),
-        ];
-        let at: BTreeMap<Partition, Watermarks> = marks
-            .iter()
-            .map(|(n, (low, high), _)| (partition(*n), Watermarks { low: Offset(*low), high: Offset(*high) }))
-            .collect();
-        let announced: Position =
-            marks.iter().filter_map(|(n, _, seen)| Some((partition(*n), Offset((*seen)?)))).collect();
-        let begin = Begin::of(&at, None, &announced);
-        assert_eq!(begin.start, position(&[(0, 100), (1, 50), (2, 0), (3, 0), (4, 0)]));
-        assert_eq!(begin.old, position(&[(0, 100), (1, 70), (2, 30), (3, 10), (4, 20)]), "a new index catches up");
-        let mut all_read = begin.start.clone();
-        // A partition between whose watermarks nothing lies yields nothing.
-        all_read.join(&at.iter().filter(|(_, w)| w.low < w.high).map(|(p, w)| (p.clone(), w.high)).collect());
-        assert!(all_read.covers(&begin.target), "{all_read:?} does not cover {:?}", begin.target);
-        let landed = position(&[(0, 100), (1, 80)]);
-        assert_eq!(Begin::of(&at, Some(&landed), &announced).start.get(&partition(1)), Some(Offset(80)));
     }
 }

@@ -4,17 +4,19 @@
 //! The invariant: a vector is in the embedding store before the row that needs it is in the index; what equals the index is not written.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt::Display;
 use std::sync::Arc;
 
 use arrow::array::{
     Array, ArrayRef, FixedSizeBinaryArray, FixedSizeListArray, Float32Array, Int32Array, Int64Array, RecordBatch,
     StringArray,
 };
-use arrow::datatypes::{DataType, Field};
+use arrow::datatypes::{DataType, Field, FieldRef};
 use arrow_row::{RowConverter, SortField};
 use sha2::{Digest, Sha256};
 
-use super::{Error, Fingerprint, IndexTable};
+use super::store::failed;
+use super::{Columns, Error, Fingerprint, IndexStore, IndexTable};
 use crate::dataflow::{Row, ViewChange};
 use crate::embed::{BatchStats, EmbeddingStore, TextEmbedder, TextHash};
 use crate::time::{Epoch, Position};
@@ -34,9 +36,10 @@ pub struct Applied {
     pub unchanged: u64,
 }
 
-pub struct Indexer {
-    table: IndexTable,
-    store: EmbeddingStore,
+pub struct Indexer<S = IndexTable> {
+    store: S,
+    columns: Columns,
+    embeddings: EmbeddingStore,
     embedder: Arc<dyn TextEmbedder>,
     held: HashMap<Box<[u8]>, Fingerprint>,
     rows: RowConverter,
@@ -44,23 +47,26 @@ pub struct Indexer {
     dimension: usize,
 }
 
-impl Indexer {
+impl<S: IndexStore> Indexer<S> {
     pub async fn new(
-        table: IndexTable,
-        store: EmbeddingStore,
+        store: S,
+        embeddings: EmbeddingStore,
         embedder: Arc<dyn TextEmbedder>,
-    ) -> Result<Indexer, Error> {
-        let fields = table.view_schema.fields().iter().map(|f| SortField::new(f.data_type().clone())).collect();
-        let rows = RowConverter::new(fields).map_err(|e| table.storage(e))?;
-        let key = table.view_schema.field(table.key_column).data_type().clone();
-        let keys = RowConverter::new(vec![SortField::new(key)]).map_err(|e| table.storage(e))?;
-        let held = table.fingerprints().await?;
+    ) -> Result<Indexer<S>, Error> {
+        let columns = store.columns();
+        let converter = |fields: &[FieldRef]| {
+            let fields = fields.iter().map(|f| SortField::new(f.data_type().clone())).collect();
+            RowConverter::new(fields).map_err(|e| failed(store.location(), e))
+        };
+        let fields = columns.view.fields();
+        let (rows, keys) = (converter(fields)?, converter(&fields[columns.key..=columns.key])?);
+        let held = store.fingerprints().await?;
         let dimension = embedder.dimension();
-        Ok(Indexer { table, store, embedder, held, rows, keys, dimension })
+        Ok(Indexer { store, columns, embeddings, embedder, held, rows, keys, dimension })
     }
 
-    pub fn table(&self) -> &IndexTable {
-        &self.table
+    pub fn table(&self) -> &S {
+        &self.store
     }
 
     pub fn len(&self) -> usize {
@@ -77,17 +83,17 @@ impl Indexer {
     }
 
     /// Announces how far the coming changes lead.
-    pub fn announce(&mut self, epoch: Epoch, position: &Position) -> Result<(), Error> {
-        self.table.announce(epoch, position)
+    pub async fn announce(&mut self, epoch: Epoch, position: &Position) -> Result<(), Error> {
+        self.store.announce(epoch, position).await
     }
 
-    /// Shows what was applied; see [`IndexTable::publish`].
+    /// Shows what was applied; see [`IndexStore::publish`].
     pub async fn publish(&mut self, reached: Option<(Epoch, &Position)>) -> Result<(), Error> {
-        self.table.publish(reached).await
+        self.store.publish(reached).await
     }
 
     pub async fn maintain(&mut self, idle: bool) -> Result<bool, Error> {
-        self.table.maintain(idle).await
+        self.store.maintain(idle).await
     }
 
     /// Brings changes into the table, in one commit.
@@ -119,11 +125,11 @@ impl Indexer {
         let columns = self
             .rows
             .convert_rows(upserts.iter().map(|(_, row, _)| parser.parse(row)))
-            .map_err(|e| self.table.storage(e))?;
+            .map_err(|e| self.failed(e))?;
         let hashes = self.vectors_for(&upserts, &columns, &mut applied, progress)?;
         let batch = (!upserts.is_empty()).then(|| self.batch(columns, &upserts, &hashes)).transpose()?;
-        let literals = self.literals(&deletes)?;
-        self.table.commit(batch, &literals).await?;
+        let gone = (!deletes.is_empty()).then(|| self.column(&deletes)).transpose()?;
+        self.store.commit(batch, gone).await?;
         applied.upserted = upserts.len() as u64;
         applied.deleted = deletes.len() as u64;
         for key in deletes {
@@ -146,10 +152,10 @@ impl Indexer {
         if upserts.is_empty() {
             return Ok(Vec::new());
         }
-        let texts = columns[self.table.text_column]
+        let texts = columns[self.columns.text]
             .as_any()
             .downcast_ref::<StringArray>()
-            .ok_or_else(|| self.table.storage("the text column is of another type"))?;
+            .ok_or_else(|| self.failed("the text column is of another type"))?;
         let mut hashes = Vec::with_capacity(upserts.len());
         let (mut new, mut seen) = (Vec::new(), HashSet::new());
         for (n, (key, _, _)) in upserts.iter().enumerate() {
@@ -157,11 +163,11 @@ impl Indexer {
             let hash = TextHash::of(self.embedder.model_id(), text);
             if self.held.get(*key).is_none_or(|held| held.text != hash.0) {
                 applied.asked += 1;
-                if self.store.contains(&hash) || seen.contains(&hash) {
+                if self.embeddings.contains(&hash) || seen.contains(&hash) {
                     applied.cached += 1;
                 }
             }
-            if !self.store.contains(&hash) && seen.insert(hash) {
+            if !self.embeddings.contains(&hash) && seen.insert(hash) {
                 new.push((hash, text));
             }
             hashes.push(hash);
@@ -171,7 +177,7 @@ impl Indexer {
             let vectors = self.embedder.embed(&texts, progress)?;
             let records: Vec<(TextHash, &[f32])> =
                 new.iter().map(|(hash, _)| *hash).zip(vectors.iter().map(Vec::as_slice)).collect();
-            self.store.put(&records)?;
+            self.embeddings.put(&records)?;
             applied.computed += new.len() as u64;
         }
         Ok(hashes)
@@ -186,7 +192,7 @@ impl Indexer {
         let mut numbers = Vec::with_capacity(upserts.len() * self.dimension);
         for hash in texts {
             let vector =
-                self.store.get(hash)?.ok_or_else(|| self.table.storage("the embedding store lost a vector"))?;
+                self.embeddings.get(hash)?.ok_or_else(|| self.failed("the embedding store lost a vector"))?;
             numbers.extend(vector);
         }
         let item = Arc::new(Field::new("item", DataType::Float32, true));
@@ -194,20 +200,21 @@ impl Indexer {
             FixedSizeListArray::try_new(item, self.dimension as i32, Arc::new(Float32Array::from(numbers)), None);
         let row_hashes = FixedSizeBinaryArray::try_from_iter(upserts.iter().map(|(_, _, hash)| hash));
         let text_hashes = FixedSizeBinaryArray::try_from_iter(texts.iter().map(|hash| hash.0));
-        columns.push(Arc::new(vectors.map_err(|e| self.table.storage(e))?));
-        columns.push(Arc::new(row_hashes.map_err(|e| self.table.storage(e))?));
-        columns.push(Arc::new(text_hashes.map_err(|e| self.table.storage(e))?));
-        RecordBatch::try_new(self.table.schema.clone(), columns).map_err(|e| self.table.storage(e))
+        columns.push(Arc::new(vectors.map_err(|e| self.failed(e))?));
+        columns.push(Arc::new(row_hashes.map_err(|e| self.failed(e))?));
+        columns.push(Arc::new(text_hashes.map_err(|e| self.failed(e))?));
+        RecordBatch::try_new(self.columns.stored.clone(), columns).map_err(|e| self.failed(e))
     }
 
-    fn literals(&self, keys: &[&[u8]]) -> Result<Vec<String>, Error> {
-        if keys.is_empty() {
-            return Ok(Vec::new());
-        }
+    /// Keys as a column.
+    fn column(&self, keys: &[&[u8]]) -> Result<ArrayRef, Error> {
         let parser = self.keys.parser();
-        let columns =
-            self.keys.convert_rows(keys.iter().map(|k| parser.parse(k))).map_err(|e| self.table.storage(e))?;
-        Ok((0..keys.len()).map(|n| literal(&columns[0], n)).collect())
+        let columns = self.keys.convert_rows(keys.iter().map(|k| parser.parse(k))).map_err(|e| self.failed(e))?;
+        Ok(columns[0].clone())
+    }
+
+    fn failed(&self, reason: impl Display) -> Error {
+        failed(self.store.location(), reason)
     }
 }
 

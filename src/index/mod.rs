@@ -7,6 +7,7 @@ mod indexer;
 mod maintenance;
 mod reader;
 mod search;
+mod store;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ mod tests;
 pub use indexer::{Applied, Indexer, row_hash};
 pub use reader::{IndexReader, IndexRow};
 pub use search::IndexSearcher;
+pub use store::{Columns, IndexStore};
 pub use table::{Announced, Fingerprint, IndexTable, Reached, problems, refused_columns, unreachable};
 
 use std::path::PathBuf;

@@ -324,7 +324,7 @@ pub async fn refused_columns(view: &Schema) -> Vec<config::Problem> {
     problems
 }
 
-fn table_schema(view: &SchemaRef, dimension: usize) -> SchemaRef {
+pub(super) fn table_schema(view: &SchemaRef, dimension: usize) -> SchemaRef {
     let item = Arc::new(Field::new("item", DataType::Float32, true));
     let mut fields: Vec<Field> =
         view.fields().iter().map(|f| Field::new(f.name(), f.data_type().clone(), true)).collect();

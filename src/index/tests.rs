@@ -122,7 +122,7 @@ async fn rows_are_found_changed_and_removed_and_outlive_a_restart() {
             change(2, Some(("steel saucepan", 20))),
             change(3, Some(("two-person tent", 30))),
         ];
-        indexer.announce(Epoch(1), &position).unwrap();
+        indexer.announce(Epoch(1), &position).await.unwrap();
         let applied = indexer.apply(&changes, &mut |_| ()).await.unwrap();
         assert_eq!((applied.asked, applied.cached, applied.computed, applied.upserted), (3, 1, 2, 3));
         indexer.publish(Some((Epoch(1), &position))).await.unwrap();
@@ -157,7 +157,7 @@ async fn rows_are_found_changed_and_removed_and_outlive_a_restart() {
     assert_eq!(searcher.search(search(None)).await.unwrap().position, Arc::new(position.clone()));
     // What is announced and not there yet is the next start's to catch up with; answers do not claim it.
     let further: Position = [(Partition::new("t", 0), Offset(9))].into_iter().collect();
-    indexer.announce(Epoch(3), &further).unwrap();
+    indexer.announce(Epoch(3), &further).await.unwrap();
     drop((indexer, searcher));
     let (mut indexer, searcher) = open(folder.path(), embedder.clone(), 1_000_000).await;
     assert_eq!(indexer.table().announced().unwrap().position, further);

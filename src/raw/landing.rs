@@ -1,4 +1,5 @@
-//! Landing carries messages into the raw tables, off the critical path: a queue with a bound in bytes, and one thread that commits by size or age.
+//! Landing carries messages into the raw tables, off the critical path: a queue with a bound in bytes, and one thread that has the lander commit by
+//! size or age.
 //!
 //! The invariant: what was taken and is not committed is bounded, rows in the making included; what is away (storage, the registry) is waited for
 //! and said, never skipped, while the queue fills and who offers waits. A second writer ends the landing, and says so.
@@ -8,12 +9,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::Error;
-use super::events::Events;
-use super::snapshot;
-use super::table::RawTable;
+use super::{Error, Lander};
 use crate::config;
-use crate::decode::SchemaStore;
 use crate::source::{Message, MessageBatch};
 use crate::time::Position;
 
@@ -67,37 +64,18 @@ impl Shared {
 }
 
 impl Landing {
-    /// Starts the thread. `tables` are those of `sources`, in their order; `runtime` has to be a multi-threaded one.
+    /// Starts the thread. `runtime` has to be a multi-threaded one.
     pub fn start(
         raw: &config::Raw,
-        dataflow: &str,
-        sources: &[config::Source],
-        tables: Vec<RawTable>,
-        schemas: Arc<dyn SchemaStore>,
+        lander: Lander,
         observer: Arc<dyn Observer>,
         runtime: tokio::runtime::Handle,
     ) -> std::io::Result<Landing> {
         let (queue, changed) = Default::default();
         let shared = Arc::new(Shared { queue, changed, queue_max_bytes: raw.queue_max_bytes });
-        let of = |(config, table): (&config::Source, RawTable)| Source {
-            events: Events::new(config, schemas.clone(), &table),
-            config: config.clone(),
-            table,
-            since: None,
-            bytes: 0,
-            tail_rows: None,
-            snapshot: None,
-            vacuumed: Instant::now(),
-        };
-        let worker = Worker {
-            sources: sources.iter().zip(tables).map(of).collect(),
-            raw: raw.clone(),
-            dataflow: dataflow.into(),
-            schemas,
-            observer,
-            runtime,
-            shared: shared.clone(),
-        };
+        let table = |_| Table { since: None, bytes: 0, snapshot: None, vacuumed: Instant::now() };
+        let tables = (0..lander.tables().len()).map(table).collect();
+        let worker = Worker { lander, tables, raw: raw.clone(), observer, runtime, shared: shared.clone() };
         let over = Over(shared.clone());
         let work = move || {
             let _over = over;
@@ -151,25 +129,20 @@ impl Drop for Over {
 
 struct Worker {
     raw: config::Raw,
-    dataflow: String,
-    sources: Vec<Source>,
-    schemas: Arc<dyn SchemaStore>,
+    lander: Lander,
+    /// In the lander's order.
+    tables: Vec<Table>,
     observer: Arc<dyn Observer>,
     runtime: tokio::runtime::Handle,
     shared: Arc<Shared>,
 }
 
-/// A source and its table.
-struct Source {
-    config: config::Source,
-    table: RawTable,
-    events: Events,
+/// When something is to be done for a table.
+struct Table {
     /// Since when rows wait for their commit.
     since: Option<Instant>,
     /// What the messages of these rows count for.
     bytes: usize,
-    /// Rows since the last snapshot, once they were counted.
-    tail_rows: Option<usize>,
     snapshot: Option<tokio::task::JoinHandle<()>>,
     vacuumed: Instant,
 }
@@ -185,13 +158,13 @@ impl Worker {
                 self.upkeep(n)?;
             }
         }
-        (0..self.sources.len()).try_for_each(|n| self.commit(n))
+        (0..self.tables.len()).try_for_each(|n| self.commit(n))
     }
 
     /// The next batch; `Some(None)` when a commit may be due first, `None` at the end.
     fn take(&self) -> Option<Option<Arc<MessageBatch>>> {
         let age = Duration::from_millis(self.raw.commit_max_age_ms);
-        let due = self.sources.iter().filter_map(|s| s.since).min().map(|since| since + age);
+        let due = self.tables.iter().filter_map(|t| t.since).min().map(|since| since + age);
         let mut queue = self.shared.queue();
         loop {
             if let Some(batch) = queue.batches.pop_front() {
@@ -208,49 +181,39 @@ impl Worker {
         }
     }
 
-    /// Sources whose rows are to be committed: by size, by age, or because there is no room and they hold the most of it.
+    /// Tables whose rows are to be committed: by size, by age, or because there is no room and they hold the most of it.
     fn due(&self) -> Vec<usize> {
-        let is_due = |s: &Source| {
-            let age = s.since.map_or(Duration::ZERO, |since| since.elapsed());
-            s.bytes >= self.raw.commit_max_bytes || age >= Duration::from_millis(self.raw.commit_max_age_ms)
+        let is_due = |t: &Table| {
+            let age = t.since.map_or(Duration::ZERO, |since| since.elapsed());
+            t.bytes >= self.raw.commit_max_bytes || age >= Duration::from_millis(self.raw.commit_max_age_ms)
         };
-        let due: Vec<usize> = (0..self.sources.len()).filter(|n| is_due(&self.sources[*n])).collect();
+        let due: Vec<usize> = (0..self.tables.len()).filter(|n| is_due(&self.tables[*n])).collect();
         let queue = self.shared.queue();
         match due.is_empty() && queue.is_full && queue.batches.is_empty() {
-            true => (0..self.sources.len()).max_by_key(|n| self.sources[*n].bytes).into_iter().collect(),
+            true => (0..self.tables.len()).max_by_key(|n| self.tables[*n].bytes).into_iter().collect(),
             false => due,
         }
     }
 
     fn push(&mut self, batch: &MessageBatch) -> Result<(), Error> {
-        let source = self.sources.iter().position(|s| s.config.topic == batch.partition.topic);
-        let is_new = |n: &usize| {
-            // What is read again after a restart has mostly landed.
-            let landed = self.sources[*n].table.landed().get(&batch.partition);
-            batch.end().is_some_and(|end| landed.is_none_or(|landed| end > landed))
-        };
-        let Some(n) = source.filter(is_new) else {
+        let Some(n) = self.lander.table_of(batch) else {
             self.release(weight(batch));
             return Ok(());
         };
-        self.retry(n, |source, runtime| runtime.block_on(source.events.push(batch)))?;
-        let source = &mut self.sources[n];
-        source.since.get_or_insert_with(Instant::now);
-        source.bytes += weight(batch);
+        self.retry(n, |lander, runtime| runtime.block_on(lander.push(n, batch)))?;
+        let table = &mut self.tables[n];
+        table.since.get_or_insert_with(Instant::now);
+        table.bytes += weight(batch);
         Ok(())
     }
 
     fn commit(&mut self, n: usize) -> Result<(), Error> {
-        let source = &mut self.sources[n];
-        if source.since.take().is_none() {
+        if self.tables[n].since.take().is_none() {
             return Ok(());
         }
-        let rows = source.events.take();
-        let added = self.retry(n, |source, runtime| runtime.block_on(source.table.append(&rows)))?;
-        let source = &mut self.sources[n];
-        self.observer.landed(source.table.landed(), added);
-        source.tail_rows = source.tail_rows.map(|rows| rows + added);
-        let bytes = std::mem::take(&mut source.bytes);
+        let added = self.retry(n, |lander, runtime| runtime.block_on(lander.commit(n)))?;
+        self.observer.landed(self.lander.table(n).landed(), added);
+        let bytes = std::mem::take(&mut self.tables[n].bytes);
         self.release(bytes);
         Ok(())
     }
@@ -264,24 +227,19 @@ impl Worker {
 
     /// Merging, checkpoints, removing, snapshots, as far as they are due. What is away is tried again after the next commit.
     fn upkeep(&mut self, n: usize) -> Result<(), Error> {
-        let Worker { raw, runtime, .. } = self;
-        let source = &mut self.sources[n];
-        let age = Duration::from_secs(raw.versions_max_age_s);
+        let Worker { lander, tables, runtime, .. } = self;
+        let table = &mut tables[n];
         let done = runtime.block_on(async {
-            // Looking at the table's files costs something, too.
-            if source.table.version().is_multiple_of(raw.compact_min_files as u64) {
-                source.table.compact(raw.compact_min_files).await?;
-            }
-            source.table.checkpoint().await?;
-            if source.vacuumed.elapsed() >= VACUUM_EVERY {
-                source.vacuumed = Instant::now();
-                source.table.vacuum(age).await?;
+            lander.upkeep(n).await?;
+            if table.vacuumed.elapsed() >= VACUUM_EVERY {
+                table.vacuumed = Instant::now();
+                lander.vacuum(n).await?;
             }
             Ok::<(), Error>(())
         });
         match done {
             Err(e) if e.is_passing() => {
-                tracing::warn!(table = source.table.location(), error = %e, "upkeep has to wait")
+                tracing::warn!(table = lander.table(n).location(), error = %e, "upkeep has to wait")
             }
             other => other?,
         }
@@ -291,33 +249,25 @@ impl Worker {
 
     /// Takes a snapshot beside the landing, when enough has landed since the last.
     fn snapshot(&mut self, n: usize) {
-        let source = &mut self.sources[n];
-        if source.snapshot.as_ref().is_some_and(|task| !task.is_finished()) {
+        let Worker { lander, tables, runtime, .. } = self;
+        let table = &mut tables[n];
+        if table.snapshot.as_ref().is_some_and(|task| !task.is_finished()) {
             return;
         }
-        let place = snapshot::Place {
-            location: source.table.location().into(),
-            options: self.raw.options.clone(),
-            dataflow: self.dataflow.clone(),
-            source: source.config.clone(),
-        };
-        if source.tail_rows.is_none() {
-            match self.runtime.block_on(place.tail_rows(&source.table)) {
-                Ok(rows) => source.tail_rows = Some(rows),
-                Err(e) => tracing::warn!(table = source.table.location(), error = %e, "the snapshot cannot be read"),
+        let place = match runtime.block_on(lander.snapshot(n)) {
+            Ok(Some(place)) => place,
+            Ok(None) => return,
+            Err(e) => {
+                tracing::warn!(table = lander.table(n).location(), error = %e, "the snapshot cannot be read");
+                return;
             }
-        }
-        if source.tail_rows.is_none_or(|rows| rows < self.raw.snapshot_min_events) {
-            return;
-        }
-        source.tail_rows = Some(0);
-        let (schemas, age) = (self.schemas.clone(), Duration::from_secs(self.raw.versions_max_age_s));
-        source.snapshot = Some(self.runtime.spawn(async move {
+        };
+        table.snapshot = Some(runtime.spawn(async move {
             let begun = Instant::now();
-            match place.take(schemas, age).await {
+            match place.take().await {
                 Ok(stats) => {
                     tracing::info!(
-                        table = place.location,
+                        table = place.location(),
                         read = stats.read,
                         kept = stats.kept,
                         took_ms = begun.elapsed().as_millis() as u64,
@@ -325,7 +275,7 @@ impl Worker {
                     );
                 }
                 Err(e) => {
-                    tracing::warn!(table = place.location, error = %e, "no snapshot was taken; a start reads more")
+                    tracing::warn!(table = place.location(), error = %e, "no snapshot was taken; a start reads more")
                 }
             }
         }));
@@ -335,14 +285,14 @@ impl Worker {
     fn retry<T>(
         &mut self,
         n: usize,
-        mut work: impl FnMut(&mut Source, &tokio::runtime::Handle) -> Result<T, Error>,
+        mut work: impl FnMut(&mut Lander, &tokio::runtime::Handle) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let (mut backoff, mut waited, mut last_tries) = (BACKOFF_MIN, false, 0);
         loop {
-            let error = match work(&mut self.sources[n], &self.runtime) {
+            let error = match work(&mut self.lander, &self.runtime) {
                 Ok(done) => {
                     if waited {
-                        tracing::info!(table = self.sources[n].table.location(), "lands again");
+                        tracing::info!(table = self.lander.table(n).location(), "lands again");
                         self.observer.waiting(None);
                     }
                     return Ok(done);
@@ -354,7 +304,7 @@ impl Worker {
                 return Err(error);
             }
             if !waited {
-                tracing::warn!(table = self.sources[n].table.location(), error = %error, "landing waits");
+                tracing::warn!(table = self.lander.table(n).location(), error = %error, "landing waits");
                 waited = true;
             }
             self.observer.waiting(Some(&error.to_string()));
@@ -367,7 +317,7 @@ impl Worker {
     }
 }
 
-impl Drop for Source {
+impl Drop for Table {
     fn drop(&mut self) {
         // What it has not committed is nothing.
         if let Some(task) = self.snapshot.take() {

@@ -1,7 +1,7 @@
 //! Raw is where every event lands as it came: one Delta table for each source, append-only, readable by anything that reads Delta.
 //!
 //! ```text
-//! source --> Landing (bounded queue) --> Events: rows by the writer's schema --> RawTable: one commit = files + txn
+//! source --> Landing (bounded queue) --> Lander --> Events: rows by the writer's schema --> RawTable: one commit = files + txn
 //!                                                                                   |
 //!                   Decoder <-- Hydration <-- snapshot + tail <-- upkeep (compaction, vacuum, checkpoint, snapshot)
 //! ```
@@ -30,8 +30,10 @@
 mod columns;
 mod durable;
 mod events;
+mod faulty;
 mod files;
 mod hydrate;
+mod lander;
 mod landing;
 mod log;
 mod merge;
@@ -50,9 +52,12 @@ use deltalake::ObjectStoreError;
 
 pub use columns::Columns;
 pub use events::{Events, Rows};
+pub use faulty::{Fate, Faulty, Write};
 pub use hydrate::Hydration;
+pub use lander::Lander;
 pub use landing::{Landing, Observer};
-pub use snapshot::{Snapshot, SnapshotStats};
+pub use snapshot::{Place, Snapshot, SnapshotStats};
+pub use store::Storage;
 pub use table::RawTable;
 
 #[derive(Debug, thiserror::Error)]

@@ -10,7 +10,7 @@
 //! A key stays in its partition, which is Kafka's own condition for any order. Another contract makes the snapshot worthless: it is not used,
 //! and taken anew.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ use super::log::{Change, Log, NewSchema};
 use super::merge::Merge;
 use super::table::RawTable;
 use super::upkeep::{Writing, vacuum};
-use super::{Error, store};
+use super::{Error, Storage};
 use crate::config;
 use crate::decode::{Decoder, Op, RowType, Rule, SchemaStore};
 
@@ -47,53 +47,52 @@ pub struct SnapshotStats {
 }
 
 /// Where a snapshot is to be taken, by whom.
-pub(super) struct Place {
-    pub location: String,
-    pub options: BTreeMap<String, String>,
-    pub dataflow: String,
-    pub source: config::Source,
+pub struct Place {
+    /// The raw table's.
+    pub(super) location: String,
+    pub(super) storage: Storage,
+    pub(super) dataflow: String,
+    pub(super) source: config::Source,
+    pub(super) schemas: Arc<dyn SchemaStore>,
+    /// How long what it replaces is kept.
+    pub(super) age: Duration,
 }
 
 impl Place {
     /// Rows of `table` that its snapshot does not have.
-    pub async fn tail_rows(&self, table: &RawTable) -> Result<usize, Error> {
-        let snapshot = Snapshot::open(&self.location, &self.options, &self.dataflow, table).await?;
+    pub(super) async fn tail_rows(&self, table: &RawTable) -> Result<usize, Error> {
+        let snapshot = Snapshot::open(&self.location, &self.storage, &self.dataflow, table).await?;
         let commit = snapshot.commit(table, &self.source).unwrap_or(-1);
         let files = DataFile::all(&table.log.load().await?).map_err(|e| Error::lasting(&self.location, e))?;
         Ok(files.iter().filter(|f| f.commits.1 > commit).map(|f| f.rows).sum())
     }
 
-    /// Takes one, beside whoever appends, and removes what has been replaced for longer than `age`.
-    pub async fn take(&self, schemas: Arc<dyn SchemaStore>, age: Duration) -> Result<SnapshotStats, Error> {
-        let table = RawTable::open(&self.location, &self.options, &self.dataflow, &self.source.topic).await?;
-        let mut snapshot = Snapshot::open(&self.location, &self.options, &self.dataflow, &table).await?;
-        let stats = snapshot.take(&table, &self.source, schemas).await?;
-        snapshot.vacuum(age).await?;
+    pub fn location(&self) -> &str {
+        &self.location
+    }
+
+    /// Takes one, beside whoever appends, and removes what has been replaced for long enough.
+    pub async fn take(&self) -> Result<SnapshotStats, Error> {
+        let table = RawTable::open(&self.location, &self.storage, &self.dataflow, &self.source.topic).await?;
+        let mut snapshot = Snapshot::open(&self.location, &self.storage, &self.dataflow, &table).await?;
+        let stats = snapshot.take(&table, &self.source, self.schemas.clone()).await?;
+        snapshot.vacuum(self.age).await?;
         Ok(stats)
     }
 }
 
 impl Snapshot {
-    /// Opens the snapshot of the table at `location`, or makes an empty one. `location` and `options` are the raw table's.
+    /// Opens the snapshot of the table at `location`, or makes an empty one. `location` and `storage` are the raw table's.
     pub async fn open(
         location: &str,
-        options: &BTreeMap<String, String>,
+        storage: &Storage,
         dataflow: &str,
         table: &RawTable,
     ) -> Result<Snapshot, Error> {
         let location = format!("{}.snapshot", location.trim_end_matches('/'));
-        let store = store::log_store(&location, options)?;
-        Self::with_log_store(&location, store, dataflow, table).await
-    }
-
-    pub(super) async fn with_log_store(
-        location: &str,
-        store: deltalake::logstore::LogStoreRef,
-        dataflow: &str,
-        table: &RawTable,
-    ) -> Result<Snapshot, Error> {
+        let store = storage.log_store(&location)?;
         let properties = [("delta.dataSkippingStatsColumns", "partition,offset,commit")];
-        let log = Log::open(location, store, dataflow, table.log.topic(), table.log.schema(), &[], &properties).await?;
+        let log = Log::open(&location, store, dataflow, table.log.topic(), table.log.schema(), &[], &properties).await?;
         Ok(Snapshot { log })
     }
 

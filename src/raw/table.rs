@@ -17,7 +17,7 @@ use super::events::Rows;
 use super::files::{longs, partitions};
 use super::log::{Change, Log, NewSchema};
 use super::upkeep::Writing;
-use super::{Error, store};
+use super::{Error, Storage};
 use crate::time::{Offset, Partition, Position};
 
 /// What other writers and readers have to know of the table.
@@ -32,23 +32,14 @@ pub struct RawTable {
 }
 
 impl RawTable {
-    /// Opens the table of `topic` at `location` (a path or `s3://bucket/path`), or makes it. `options` are the object store's.
+    /// Opens the table of `topic` at `location`, or makes it.
     pub async fn open(
         location: &str,
-        options: &BTreeMap<String, String>,
+        storage: &Storage,
         dataflow: &str,
         topic: &Arc<str>,
     ) -> Result<RawTable, Error> {
-        Self::with_log_store(location, store::log_store(location, options)?, dataflow, topic).await
-    }
-
-    pub(super) async fn with_log_store(
-        location: &str,
-        store: deltalake::logstore::LogStoreRef,
-        dataflow: &str,
-        topic: &Arc<str>,
-    ) -> Result<RawTable, Error> {
-        let own = Columns::default().schema();
+        let (store, own) = (storage.log_store(location)?, Columns::default().schema());
         let log = Log::open(location, store, dataflow, topic, &own, &[DAY], &PROPERTIES).await?;
         super::columns::merged(log.schema(), &own)
             .map_err(|e| Error::lasting(location, format!("this is no raw table of Freshet's: {e}")))?;

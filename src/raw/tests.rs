@@ -1,7 +1,5 @@
 //! A raw table under an object store that fails, and under other writers.
 
-mod faulty;
-
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,7 +9,6 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
-use self::faulty::{Fate, Faulty};
 use super::files::{DataFile, longs, partitions};
 use super::merge::Merge;
 use super::*;
@@ -20,9 +17,15 @@ use crate::decode::{FixedSchemas, Op, RowType};
 use crate::source::MessageBatch;
 use crate::time::{Offset, Partition, Position};
 
+const LOCATION: &str = "memory:///items";
+
 impl Faulty {
+    fn storage(&self) -> Storage {
+        Storage::within(Arc::new(self.clone()))
+    }
+
     async fn open(&self) -> RawTable {
-        RawTable::with_log_store("memory:///", self.log_store(), "shop", &source().topic).await.unwrap()
+        RawTable::open(LOCATION, &self.storage(), "shop", &source().topic).await.unwrap()
     }
 }
 
@@ -122,7 +125,7 @@ async fn a_second_writer_is_refused_and_says_so() {
     let error = second.append(&rows).await.unwrap_err();
     assert!(!error.is_passing());
     let text = error.to_string();
-    assert!(text.contains("version 1 of the table memory:///") && text.contains("delta-rs"), "{text}");
+    assert!(text.contains("version 1 of the table memory:///items") && text.contains("delta-rs"), "{text}");
     assert!(matches!(second.append(&rows).await, Err(Error::OtherWriter { version: 1, .. })), "it stays refused");
     assert_eq!(all(&store.open().await).await.len(), 1);
 }
@@ -133,7 +136,7 @@ async fn a_table_of_another_dataflow_is_refused() {
     let mut table = store.open().await;
     let rows = rows(&table, 3, 0, &[event(1, &[])]).await;
     table.append(&rows).await.unwrap();
-    let other = RawTable::with_log_store("memory:///", store.log_store(), "another", &source().topic).await;
+    let other = RawTable::open(LOCATION, &store.storage(), "another", &source().topic).await;
     let text = other.err().unwrap().to_string();
     assert!(text.contains("no txn \"freshet/another/items/3\""), "{text}");
 }
@@ -305,7 +308,7 @@ async fn days_are_merged_each_by_itself_and_read_in_the_order_of_offsets() {
 async fn a_snapshot_keeps_what_is_in_doubt() {
     let contract = r#"{"type":"record","name":"I","fields":[{"name":"id","type":"int"},{"name":"a","type":["null","int"],"default":null},{"name":"b","type":["null","int"],"default":null}]}"#;
     let source = config::Source { contract: contract.into(), ..source() };
-    let (store, beside) = (Faulty::default(), Faulty::default());
+    let store = Faulty::default();
     let mut table = store.open().await;
     let good = |id: i64, a: i64| event(id, &[("a", "int32", json!(a)), ("b", "int32", json!(a))]);
     // Its b is no int.
@@ -330,7 +333,7 @@ async fn a_snapshot_keeps_what_is_in_doubt() {
     }
     events.push(&batch).await.unwrap();
     table.append(&events.take()).await.unwrap();
-    let mut snapshot = Snapshot::with_log_store("memory:///", beside.log_store(), "shop", &table).await.unwrap();
+    let mut snapshot = Snapshot::open(LOCATION, &store.storage(), "shop", &table).await.unwrap();
     let stats = snapshot.take(&table, &source, Arc::new(FixedSchemas::default())).await.unwrap();
     assert_eq!(stats, SnapshotStats { read: 10, kept: 4 }, "both of 1, the delete of 2, the last of 4");
     let whole = RowType::from_contract(&source).unwrap();
@@ -414,11 +417,13 @@ impl Observer for Heard {
     }
 }
 
-fn landing(store_table: RawTable, queue_max_bytes: usize, heard: &Arc<Heard>) -> Landing {
+async fn landing(store: &Faulty, queue_max_bytes: usize, heard: &Arc<Heard>) -> Landing {
+    let table = store.open().await;
     let schemas = Arc::new(FixedSchemas::default());
     let runtime = tokio::runtime::Handle::current();
     let raw = config(queue_max_bytes);
-    Landing::start(&raw, "shop", &[source()], vec![store_table], schemas, heard.clone(), runtime).unwrap()
+    let lander = Lander::new(&raw, store.storage(), "shop", &[source()], vec![table], schemas);
+    Landing::start(&raw, lander, heard.clone(), runtime).unwrap()
 }
 
 /// Offers until it is taken.
@@ -435,7 +440,7 @@ fn give(landing: &Landing, batch: MessageBatch) {
 async fn a_landing_is_bounded_and_outlives_outages() {
     let store = Faulty::default();
     let heard = Arc::new(Heard::default());
-    let landing = landing(store.open().await, 20_000, &heard);
+    let landing = landing(&store, 20_000, &heard).await;
     store.will(&[Fate::Fails, Fate::Lies, Fate::Works, Fate::Lags, Fate::Fails]);
     let offering = tokio::task::spawn_blocking(move || {
         for n in 0..100 {
@@ -459,7 +464,7 @@ async fn a_landing_is_bounded_and_outlives_outages() {
 async fn a_landing_ends_with_a_second_writer_or_with_storage_away_at_its_stop() {
     let store = Faulty::default();
     let heard = Arc::new(Heard::default());
-    let mine = landing(store.open().await, 20_000, &heard);
+    let mine = landing(&store, 20_000, &heard).await;
     let mut other = store.open().await;
     let rows = rows(&other, 0, 0, &[event(1, &[])]).await;
     other.append(&rows).await.unwrap();
@@ -474,7 +479,7 @@ async fn a_landing_ends_with_a_second_writer_or_with_storage_away_at_its_stop() 
     });
     assert!(matches!(stopped.await.unwrap(), Err(Error::OtherWriter { version: 1, .. })));
 
-    let mine = landing(store.open().await, 20_000, &heard);
+    let mine = landing(&store, 20_000, &heard).await;
     store.will(&[Fate::Fails; 50]);
     give(&mine, messages(0, 1, &[event(2, &[])]));
     let stopped = tokio::task::spawn_blocking(|| mine.stop()).await.unwrap();
@@ -492,9 +497,10 @@ fn a_folder_of_another_kind_is_no_raw_table() {
             arrow::datatypes::DataType::Utf8,
             true,
         )]);
-        let store = super::store::log_store(location, &BTreeMap::new()).unwrap();
+        let storage = Storage::default();
+        let store = storage.log_store(location).unwrap();
         super::log::Log::open(location, store, "shop", &source().topic, &other, &[], &[]).await.unwrap();
-        let error = RawTable::open(location, &BTreeMap::new(), "shop", &source().topic).await.err().unwrap();
+        let error = RawTable::open(location, &storage, "shop", &source().topic).await.err().unwrap();
         assert!(error.to_string().contains("offset is Utf8, not Int64") && !error.is_passing(), "{error}");
     });
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use freshet::decode::{FixedSchemas, RowType};
-use freshet::raw::{Hydration, RawTable};
+use freshet::raw::{Hydration, RawTable, Storage};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
@@ -117,7 +117,7 @@ async fn offsets(items: &Items) -> BTreeMap<i32, Vec<i64>> {
     let source = items.config().sources.remove(0);
     let row_type = Arc::new(RowType::from_contract(&source).unwrap());
     let folder = items.folder.path().join("data/raw/shop__item");
-    let table = RawTable::open(folder.to_str().unwrap(), &BTreeMap::new(), "items", &TOPIC.into()).await.unwrap();
+    let table = RawTable::open(folder.to_str().unwrap(), &Storage::default(), "items", &TOPIC.into()).await.unwrap();
     let schemas = Arc::new(FixedSchemas(Default::default()));
     let mut hydration = Hydration::open(&table, None, 0, &source, row_type, schemas).await.unwrap();
     let mut offsets: BTreeMap<i32, Vec<i64>> = BTreeMap::new();

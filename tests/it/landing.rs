@@ -1,8 +1,6 @@
 //! Raw in the running service: everything lands, a start reads raw and Kafka right after it, and what cannot follow on raw is refused.
 
-use std::collections::BTreeMap;
-
-use freshet::raw::RawTable;
+use freshet::raw::{RawTable, Storage};
 use serde_json::Value;
 
 use super::connector::{TOPIC, Writer, envelope, event};
@@ -10,7 +8,7 @@ use super::running::{Items, Running, item_fields, items, row, until};
 
 async fn landed(case: &Items) -> Vec<(i32, i64)> {
     let folder = case.folder.path().join("data/raw/shop__item");
-    let table = RawTable::open(folder.to_str().unwrap(), &BTreeMap::new(), "items", &TOPIC.into()).await.unwrap();
+    let table = RawTable::open(folder.to_str().unwrap(), &Storage::default(), "items", &TOPIC.into()).await.unwrap();
     table.landed().iter().map(|(partition, next)| (partition.number, next.0)).collect()
 }
 

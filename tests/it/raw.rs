@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arrow::util::display::array_value_to_string;
 use freshet::config;
 use freshet::decode::{Change, Counts, Decoder, Op, RowType};
-use freshet::raw::{Events, Hydration, RawTable, Snapshot};
+use freshet::raw::{Events, Hydration, RawTable, Snapshot, Storage};
 use freshet::source::MessageBatch;
 use freshet::time::{Offset, Partition};
 use rand::rngs::StdRng;
@@ -31,7 +31,7 @@ impl Way {
     }
 
     async fn open(&self, folder: &Path) -> RawTable {
-        RawTable::open(folder.to_str().unwrap(), &BTreeMap::new(), "items", &self.source.topic).await.unwrap()
+        RawTable::open(folder.to_str().unwrap(), &Storage::default(), "items", &self.source.topic).await.unwrap()
     }
 
     /// Lands the batches, `each` of them a commit; says how many rows have kept their bytes.
@@ -179,7 +179,7 @@ async fn a_snapshot_and_its_tail_come_to_the_same_rows() {
         let mut random = StdRng::seed_from_u64(seed);
         let topic = &topics[seed as usize % topics.len()];
         let (way, folder) = (Way::new(topic), tempfile::tempdir().unwrap());
-        let (location, options) = (folder.path().join("t"), BTreeMap::new());
+        let (location, storage) = (folder.path().join("t"), Storage::default());
         let location = location.to_str().unwrap();
         let name = format!("seed {seed}, {}", topic.source.topic);
         // A key stays in its partition, and half of the runs are not damaged.
@@ -196,7 +196,7 @@ async fn a_snapshot_and_its_tail_come_to_the_same_rows() {
             if random.random_bool(0.5) {
                 table.compact(2).await.unwrap();
             }
-            let mut snapshot = Snapshot::open(location, &options, "items", &table).await.unwrap();
+            let mut snapshot = Snapshot::open(location, &storage, "items", &table).await.unwrap();
             for row_type in [way.row_type.clone(), way.pruned(3), way.pruned(100)] {
                 let open = |s| Hydration::open(&table, s, 0, &way.source, row_type.clone(), recording().store());
                 let (whole, all) = Rows::hydrated(&mut open(None).await.unwrap(), &row_type).await;
