@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Modules in the order in which data moves; each imports only what stands before it. `engine` composes them, `audit` checks
-//! what comes out.
+//! what comes out, `sim` kills it at every seam.
 //! What a program or a test awaits of the whole comes as a boxed future: its body is compiled once, here, and not again in each of them.
 
 pub mod time;

@@ -82,6 +82,8 @@ pub fn run(options: &Options) -> Result<Report, Error> {
     let end = options.first_seed.saturating_add(options.seeds);
     let report = Mutex::new(Report::default());
     let work = || {
+        // The service would tell of every crash.
+        let _quiet = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::default());
         while !enough.load(Ordering::Relaxed) {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= end {
@@ -100,6 +102,9 @@ pub fn run(options: &Options) -> Result<Report, Error> {
             thread.spawn_scoped(scope, work).expect("a thread can be started");
         }
     });
+    for (step, (n, ms)) in process::TIMES.lock().unwrap().iter() {
+        eprintln!("{step:?} {n} {ms:.0} ms, {:.2} each", ms / *n as f64);
+    }
     let mut report = report.into_inner().expect("no thread panics with it");
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)

@@ -54,20 +54,24 @@ pub enum Step {
 }
 
 impl Step {
-    /// All that a process does over and over, and how often it does it beside the others.
+    /// What a process does over and over, and how often beside the others that there is something to do for.
     pub const WEIGHTS: [(Step, u32); 10] = [
-        (Step::Hydrate, 20),
+        (Step::Hydrate, 25),
         (Step::Poll, 20),
-        (Step::Land, 14),
-        (Step::RawCommit, 6),
+        (Step::Land, 15),
+        (Step::RawCommit, 8),
         (Step::Upkeep, 3),
         (Step::Vacuum, 1),
-        (Step::Snapshot, 2),
+        (Step::Snapshot, 3),
         (Step::Epoch, 20),
         (Step::Index, 25),
         (Step::Maintain, 1),
     ];
+    /// What has to be done to catch up.
+    pub const NEEDED: [Step; 6] = [Step::Hydrate, Step::Poll, Step::Land, Step::RawCommit, Step::Epoch, Step::Index];
 }
+
+pub static TIMES: std::sync::Mutex<std::collections::BTreeMap<Step, (u64, f64)>> = std::sync::Mutex::new(std::collections::BTreeMap::new());
 
 /// Why a process is no more.
 #[derive(Debug)]
@@ -146,6 +150,7 @@ enum Phase {
 
 impl<'a> Process<'a> {
     pub fn start(place: &'a Place<'a>, world: &Shared) -> Result<Process<'a>, End> {
+        let t0 = std::time::Instant::now();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|e| End::Ended(e.to_string()))?;
         let ended = |e: &dyn std::fmt::Display| end(world, e.to_string());
@@ -163,6 +168,8 @@ impl<'a> Process<'a> {
         let driver = Driver::new(handle, quarantine, status.clone(), Vec::new(), announced.epoch);
         let follower = Follower::new(indexer, status.clone(), Arc::new(|_| ()));
         let reader = Reader::new(config, row_types, &schemas, Topics::new(world.clone())).map_err(|e| ended(&e))?;
+        TIMES.lock().unwrap().entry(Step::Start).or_insert((0, 0.0)).1 += t0.elapsed().as_secs_f64() * 1000.0;
+        TIMES.lock().unwrap().entry(Step::Start).or_insert((0, 0.0)).0 += 1;
         let (polled, decoded, offered, pending) = Default::default();
         let phase = Phase::Hydrating { tables: Vec::new(), at: 0, hydration: None };
         Ok(Process {
@@ -191,6 +198,7 @@ impl<'a> Process<'a> {
             return Ok(false);
         }
         lock(&self.world).begin(step)?;
+        let t0 = std::time::Instant::now();
         let done = match step {
             Step::Start => Ok(()),
             Step::Hydrate => self.hydrate(),
@@ -205,6 +213,8 @@ impl<'a> Process<'a> {
                 maintained.map(drop).map_err(|e| lasting(e.to_string()))
             }
         };
+        TIMES.lock().unwrap().entry(step).or_insert((0, 0.0)).1 += t0.elapsed().as_secs_f64() * 1000.0;
+        TIMES.lock().unwrap().entry(step).or_insert((0, 0.0)).0 += 1;
         let mut world = lock(&self.world);
         *world.counts.steps.entry(step).or_default() += 1;
         match done {
@@ -221,7 +231,8 @@ impl<'a> Process<'a> {
         }
     }
 
-    fn can(&self, step: Step) -> bool {
+    /// Whether there is something to do for a step.
+    pub fn can(&self, step: Step) -> bool {
         let is_hydrating = matches!(self.phase, Phase::Hydrating { .. });
         let following = match &self.phase {
             Phase::Hydrating { .. } => None,

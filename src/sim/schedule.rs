@@ -8,8 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rand::Rng;
 use rand::rngs::StdRng;
-use rand::distr::weighted::WeightedIndex;
-use rand::prelude::Distribution;
+use rand::seq::IndexedRandom;
 
 use super::check;
 use super::dataflow::Dataflow;
@@ -149,6 +148,12 @@ impl Schedule {
         check::embeddings(place, &self.world)?;
         let settled = ended.is_ok() && life.settles;
         if settled {
+            let t0 = std::time::Instant::now();
+            struct T(std::time::Instant);
+            impl Drop for T { fn drop(&mut self) {
+                super::process::TIMES.lock().unwrap().entry(Step::Maintain).or_insert((0, 0.0)).1 += self.0.elapsed().as_secs_f64() * 1000.0;
+            }}
+            let _t = T(t0);
             passed.checks += 1;
             passed.rows_compared += check::caught_up(place, &self.world)? as u64;
         }
@@ -157,12 +162,13 @@ impl Schedule {
 
     fn steps(&self, place: &Place<'_>, life: &Life) -> Result<(), End> {
         let mut process = Process::start(place, &self.world)?;
-        let weights = Step::WEIGHTS.map(|(_, weight)| weight);
-        let weights = WeightedIndex::new([WORLD_WEIGHT].into_iter().chain(weights)).expect("weights are positive");
         for _ in 0..life.steps {
-            match self.draw(|rng| weights.sample(rng)) {
-                0 => self.turn(&process),
-                n => drop(process.step(Step::WEIGHTS[n - 1].0)?),
+            let steps = Step::WEIGHTS.iter().filter(|(step, _)| process.can(*step)).map(|(step, weight)| (Some(*step), *weight));
+            let steps: Vec<(Option<Step>, u32)> = [(None, WORLD_WEIGHT)].into_iter().chain(steps).collect();
+            let step = self.draw(|rng| steps.choose_weighted(rng, |(_, weight)| *weight).expect("weights are positive").0);
+            match step {
+                None => self.turn(&process),
+                Some(step) => drop(process.step(step)?),
             }
         }
         if !life.settles {
@@ -174,7 +180,7 @@ impl Schedule {
             if process.is_caught_up() {
                 return Ok(());
             }
-            for (step, _) in Step::WEIGHTS {
+            for step in Step::NEEDED {
                 process.step(step)?;
             }
         }
