@@ -250,15 +250,8 @@ impl Service {
 struct QueryEmbedder(Arc<dyn TextEmbedder>);
 
 impl EmbedQuery for QueryEmbedder {
-    fn embed_query<'a>(&'a self, text: &'a str) -> BoxFuture<'a, Result<Vec<f32>, SearchError>> {
-        let (embedder, text) = (self.0.clone(), text.to_string());
-        async move {
-            tokio::task::spawn_blocking(move || embedder.embed_query(&text))
-                .await
-                .map_err(|e| SearchError::Internal(e.to_string()))?
-                .map_err(|e| SearchError::Internal(e.to_string()))
-        }
-        .boxed()
+    fn embed_query(&self, text: &str) -> Result<Vec<f32>, SearchError> {
+        self.0.embed_query(text).map_err(|e| SearchError::Internal(e.to_string()))
     }
 }
 

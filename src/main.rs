@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use freshet::config::{self, Config};
-use freshet::{audit, bench, demo, embed, engine, logging, quarantine};
+use freshet::{audit, bench, demo, embed, engine, index, logging, quarantine};
 
 /// Rows are allocated on one thread and freed on another, which the system's allocator is slow at.
 #[global_allocator]
@@ -32,11 +32,15 @@ enum Command {
         folder: PathBuf,
     },
     /// Says what is wrong with a dataflow's folder, all of it at once, or prints its plan.
-    Check { folder: PathBuf },
+    Check {
+        /// The dataflow's folder, such as dataflows/product.
+        folder: PathBuf,
+    },
     /// Shows how a dataflow's models are maintained: the optimised plans, and the operators with their names.
     ///
     /// What each operator holds and does while the dataflow runs stands under `operators` in GET /v1/status, by the same numbers.
     Explain {
+        /// The dataflow's folder, such as dataflows/product.
         folder: PathBuf,
         /// Only the operators that this model (or source) is made of.
         #[arg(long)]
@@ -46,6 +50,7 @@ enum Command {
     ///
     /// Prints counts and the first differences. Exit code 1 when there is any.
     Audit {
+        /// The dataflow's folder, such as dataflows/product.
         folder: PathBuf,
         /// Rows whose text is embedded once more, to compare the vectors.
         #[arg(long, default_value_t = 200)]
@@ -59,7 +64,10 @@ enum Command {
     /// Runs a broker, a registry, a shop that keeps changing its products, and the service, in one process.
     Demo(demo::Options),
     /// Says what this machine has: GPUs, the device that is taken and why, the model, and whether the peers answer.
-    Doctor { folder: PathBuf },
+    Doctor {
+        /// The dataflow's folder, such as dataflows/product.
+        folder: PathBuf,
+    },
     /// Measures a part of Freshet on made-up data, and checks what it computed.
     ///
     /// Prints one JSON object on stdout, {"bench", "ok", ...figures with their units in their names}, and progress on stderr. ok is false, and
@@ -136,7 +144,7 @@ async fn run(folder: &std::path::Path) -> u8 {
         Ok(service) => service,
         Err(e) => {
             eprintln!("freshet: {e}");
-            return 3;
+            return code_of(&e);
         }
     };
     let mut looked = tokio::time::interval(std::time::Duration::from_millis(200));
@@ -238,8 +246,17 @@ async fn demo(options: demo::Options) -> u8 {
         Ok(()) => 0,
         Err(e) => {
             eprintln!("freshet: {e}");
-            3
+            e.downcast_ref().map_or(3, code_of)
         }
+    }
+}
+
+/// An address that cannot be listened on is a configuration's mistake, as is whatever a start refuses of one.
+fn code_of(error: &engine::Error) -> u8 {
+    match error {
+        engine::Error::Server(_) | engine::Error::Plan(_) => 2,
+        engine::Error::Index(index::Error::Configuration { .. }) => 2,
+        _ => 3,
     }
 }
 

@@ -16,7 +16,7 @@ mod tests;
 mod writer;
 
 pub use announced::{Announced, Reached};
-pub use design::{Design, MadeOf, problems, refused_columns, unreachable};
+pub use design::{Design, MadeOf, missing_columns, problems, refused_columns, unreachable};
 pub use indexer::Indexer;
 pub use place::{Found, Kept, Place};
 pub use reader::{IndexReader, IndexRow};

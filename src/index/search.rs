@@ -25,6 +25,7 @@ use serde_json::{Map, Value};
 use super::design::VECTOR;
 use super::writer::quoted;
 use super::{Design, Error, IndexTable};
+use crate::dataflow::message;
 use crate::serve::{Hit, Hits, Item, Search, SearchError, Searcher, Shape};
 use crate::time::{Epoch, Position};
 
@@ -109,9 +110,7 @@ impl IndexSearcher {
     fn check_filter(&self, filter: &str) -> Result<(), SearchError> {
         bounded(filter)?;
         let (context, schema) = &self.filters;
-        let bad = |e: datafusion::error::DataFusionError| {
-            SearchError::BadFilter(e.strip_backtrace().lines().next().unwrap_or_default().to_string())
-        };
+        let bad = |e: datafusion::error::DataFusionError| SearchError::BadFilter(message(&e));
         let expr = context.parse_sql_expr(filter, schema).map_err(bad)?;
         let asks = |e: &Expr| matches!(e, Expr::Exists(_) | Expr::InSubquery(_) | Expr::ScalarSubquery(_));
         if expr.exists(|e| Ok(asks(e))).map_err(bad)? {
@@ -275,7 +274,7 @@ fn bounded(filter: &str) -> Result<(), SearchError> {
         )));
     }
     let tokens = Tokenizer::new(&GenericDialect {}, filter).tokenize();
-    let tokens = tokens.map_err(|e| SearchError::BadFilter(e.to_string()))?;
+    let tokens = tokens.map_err(|e| SearchError::BadFilter(format!("{}{}", e.message, e.location)))?;
     let tokens: Vec<Token> = tokens.into_iter().filter(|token| !matches!(token, Token::Whitespace(_))).collect();
     let nests = |n: usize| match &tokens[n] {
         Token::Word(word) => word.keyword != Keyword::NoKeyword,

@@ -1,7 +1,8 @@
 //! The API turns one HTTP request into one answer.
 //!
 //! The invariant: each request ends within `serve.timeout_ms`, is counted under its route and status, and gets an answer even when the code
-//! behind it panics. At most `serve.concurrency_max` requests read the index at one time; one more is sent away at once, never queued.
+//! behind it panics. At most `serve.concurrency_max` requests read the index at one time, those included whose time was up while their query is
+//! still embedded; one more is sent away at once, never queued.
 
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
@@ -12,7 +13,7 @@ use bytes::{Buf, BufMut};
 use futures::{FutureExt, Stream, StreamExt};
 use serde::Serialize;
 use serde_json::json;
-use tokio::sync::SemaphorePermit;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 use warp::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, EXPECT, HeaderValue};
 use warp::http::{HeaderMap, Method, StatusCode};
@@ -23,7 +24,7 @@ use warp::{Filter, Rejection};
 use super::failure::Failure;
 use super::request::{self, Near, Route, SearchRequest};
 use super::status::State;
-use super::{Hits, Metrics, Opened, Search, SearchError, ServeState};
+use super::{Hits, Metrics, Opened, Search, SearchError, ServeState, Status};
 
 const PAGE: &str = include_str!("page.html");
 /// The page brings its own script and style, and talks to nobody else.
@@ -119,7 +120,8 @@ impl Call<'_> {
         request::no_parameters(self.query)?;
         let body = self.read(headers, body).await?;
         let asked = request::search(&body, opened.searcher.shape(), self.state.config.k_max)?;
-        let hits = self.placed(self.find(opened, asked)).await?;
+        let place = self.place()?;
+        let hits = self.in_time(self.find(opened, asked, &place)).await?;
         Ok(self.hits(&hits))
     }
 
@@ -127,7 +129,8 @@ impl Call<'_> {
         let opened = self.opened()?;
         request::no_parameters(self.query)?;
         let key = request::key(self.key)?;
-        let item = self.placed(async { Ok(opened.searcher.item(&key).await?) }).await?;
+        let _place = self.place()?;
+        let item = self.in_time(async { Ok(opened.searcher.item(&key).await?) }).await?;
         Ok(reply(&item))
     }
 
@@ -135,7 +138,8 @@ impl Call<'_> {
         let opened = self.opened()?;
         let k = request::k_parameter(self.query, self.state.config.k_max)?;
         let key = request::key(self.key)?;
-        let hits = self.placed(async { Ok(opened.searcher.similar(&key, k).await?) }).await?;
+        let _place = self.place()?;
+        let hits = self.in_time(async { Ok(opened.searcher.similar(&key, k).await?) }).await?;
         Ok(self.hits(&hits))
     }
 
@@ -145,34 +149,45 @@ impl Call<'_> {
         self.state.opened.get().ok_or_else(not_ready)
     }
 
-    async fn find(&self, opened: &Opened, asked: SearchRequest) -> Result<Hits, Failure> {
+    async fn find(&self, opened: &Opened, asked: SearchRequest, place: &Arc<Place>) -> Result<Hits, Failure> {
         let vector = match asked.near {
             Near::Vector(vector) => vector.into(),
-            Near::Text(text) => self.vector_of(opened, &text).await?,
+            Near::Text(text) => self.vector_of(opened, text, place).await?,
         };
         let search = Search { vector, k: asked.k, filter: asked.filter, columns: asked.columns };
         Ok(opened.searcher.search(search).await?)
     }
 
-    async fn vector_of(&self, opened: &Opened, text: &str) -> Result<Arc<[f32]>, SearchError> {
-        if let Some(vector) = self.state.queries.get(text) {
+    async fn vector_of(&self, opened: &Opened, text: String, place: &Arc<Place>) -> Result<Arc<[f32]>, SearchError> {
+        if let Some(vector) = self.state.queries.get(&text) {
             self.state.metrics().queries_cached.inc();
             return Ok(vector);
         }
-        let vector: Arc<[f32]> = opened.embedder.embed_query(text).await?.into();
+        let (embedder, place) = (opened.embedder.clone(), place.clone());
+        let embedding = tokio::task::spawn_blocking(move || {
+            let vector = embedder.embed_query(&text);
+            // The request may be over by now: until here it was at work.
+            drop(place);
+            (text, vector)
+        });
+        let (text, vector) = embedding.await.map_err(|e| SearchError::Internal(e.to_string()))?;
+        let vector: Arc<[f32]> = vector?.into();
         let wanted = opened.searcher.shape().dimension;
         if vector.len() != wanted {
             let reason = format!("the model made a vector of {} numbers for an index of {wanted}", vector.len());
             return Err(SearchError::Internal(reason));
         }
         self.state.metrics().queries_computed.inc();
-        self.state.queries.put(text, vector.clone());
+        self.state.queries.put(&text, vector.clone());
         Ok(vector)
     }
 
-    /// Does the work in one of the places, until the request's time is up.
-    async fn placed<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-        let _place = Place::take(self.state)?;
+    fn place(&self) -> Result<Arc<Place>, Failure> {
+        Ok(Arc::new(Place::take(self.state)?))
+    }
+
+    /// Does the work until the request's time is up.
+    async fn in_time<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         let late = || {
             let message = format!("the answer took longer than {} ms", self.state.config.timeout_ms);
             Failure::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message)
@@ -198,29 +213,29 @@ impl Call<'_> {
     }
 }
 
-/// A place among the running searches; given back when dropped, however the request ends.
-struct Place<'a> {
-    metrics: &'a Metrics,
-    _permit: SemaphorePermit<'a>,
+/// A place among the running searches, held by the request and by what it has others compute; given back by the last of them.
+struct Place {
+    status: Arc<Status>,
+    _permit: OwnedSemaphorePermit,
 }
 
-impl<'a> Place<'a> {
-    fn take(state: &'a ServeState) -> Result<Place<'a>, Failure> {
-        let metrics = state.metrics();
-        let permit = state.places.try_acquire().map_err(|_| {
-            metrics.searches_refused.inc();
+impl Place {
+    fn take(state: &ServeState) -> Result<Place, Failure> {
+        let status = state.status.clone();
+        let permit = state.places.clone().try_acquire_owned().map_err(|_| {
+            status.metrics().searches_refused.inc();
             let message =
                 format!("{} searches are running, which is the limit; try again", state.config.concurrency_max);
             Failure::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message)
         })?;
-        metrics.searches_running.inc();
-        Ok(Place { metrics, _permit: permit })
+        status.metrics().searches_running.inc();
+        Ok(Place { status, _permit: permit })
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
-        self.metrics.searches_running.dec();
+        self.status.metrics().searches_running.dec();
     }
 }
 

@@ -54,7 +54,8 @@ pub trait Searcher: Send + Sync {
 
 /// The model that embeds what people search for. The same text gives the same vector for as long as the process lives.
 pub trait EmbedQuery: Send + Sync {
-    fn embed_query<'a>(&'a self, text: &'a str) -> BoxFuture<'a, Result<Vec<f32>, SearchError>>;
+    /// Computes, on a thread that may block.
+    fn embed_query(&self, text: &str) -> Result<Vec<f32>, SearchError>;
 }
 
 /// What the index holds.
@@ -128,7 +129,7 @@ pub struct ServeState {
     status: Arc<Status>,
     opened: OnceLock<Opened>,
     /// One permit for each request that may read the index at one time.
-    places: Semaphore,
+    places: Arc<Semaphore>,
     queries: QueryVectors,
 }
 
@@ -140,7 +141,7 @@ struct Opened {
 
 impl ServeState {
     pub fn new(config: config::Serve, status: Arc<Status>) -> ServeState {
-        let places = Semaphore::new(config.concurrency_max.min(Semaphore::MAX_PERMITS));
+        let places = Arc::new(Semaphore::new(config.concurrency_max.min(Semaphore::MAX_PERMITS)));
         ServeState { config, status, opened: OnceLock::new(), places, queries: QueryVectors::new(QUERY_VECTORS) }
     }
 

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::Number;
 
 use super::Shape;
@@ -129,20 +130,20 @@ pub(super) fn search(body: &[u8], shape: &Shape, k_max: usize) -> Result<SearchR
 
 /// Two steps: text that is no JSON is another mistake than JSON that is no search.
 fn parse(body: &[u8]) -> Result<Body, Failure> {
-    let opens = body.iter().find(|b| !b.is_ascii_whitespace());
-    if opens.is_none() {
-        return Err(Failure::bad("bad_json", "the body is empty; a JSON object is expected"));
+    let is_json = |error: &serde_json::Error| error.classify() == serde_json::error::Category::Data;
+    let bad_json = |error| Failure::bad("bad_json", format!("the body is not JSON: {error}"));
+    match body.iter().find(|b| !b.is_ascii_whitespace()) {
+        None => Err(Failure::bad("bad_json", "the body is empty; a JSON object is expected")),
+        Some(b'{') => serde_json::from_slice::<Body>(body).map_err(|error| match is_json(&error) {
+            true => Failure::bad("bad_request", error.to_string()),
+            false => bad_json(error),
+        }),
+        // serde also takes an array for a struct, field by field.
+        Some(_) => match serde_json::from_slice::<IgnoredAny>(body) {
+            Ok(_) => Err(Failure::bad("bad_request", "the body is not a JSON object")),
+            Err(error) => Err(bad_json(error)),
+        },
     }
-    serde_json::from_slice::<Body>(body)
-        .map_err(|error| match error.classify() {
-            serde_json::error::Category::Data => Failure::bad("bad_request", error.to_string()),
-            _ => Failure::bad("bad_json", format!("the body is not JSON: {error}")),
-        })
-        .and_then(|parsed| match opens {
-            Some(b'{') => Ok(parsed),
-            // serde also takes an array for a struct, field by field.
-            _ => Err(Failure::bad("bad_request", "the body is not a JSON object")),
-        })
 }
 
 fn checked_vector(vector: Vec<f64>, dimension: usize) -> Result<Vec<f32>, Failure> {

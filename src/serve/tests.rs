@@ -19,6 +19,8 @@ struct StandIn {
     /// How many searches have begun, and what lets those end that wait.
     begun: AtomicUsize,
     go_on: Notify,
+    /// While it is held, the query "held" is embedded.
+    hold: std::sync::Mutex<()>,
 }
 
 impl StandIn {
@@ -86,9 +88,12 @@ impl Searcher for StandIn {
 }
 
 impl EmbedQuery for StandIn {
-    fn embed_query<'a>(&'a self, text: &'a str) -> BoxFuture<'a, Result<Vec<f32>, SearchError>> {
+    fn embed_query(&self, text: &str) -> Result<Vec<f32>, SearchError> {
+        if text == "held" {
+            drop(self.hold.lock());
+        }
         let axis = text.len() % 3;
-        std::future::ready(Ok((0..3).map(|n| if n == axis { 1.0 } else { 0.5 / (n + 1) as f32 }).collect())).boxed()
+        Ok((0..3).map(|n| if n == axis { 1.0 } else { 0.5 / (n + 1) as f32 }).collect())
     }
 }
 
@@ -112,7 +117,8 @@ impl Api {
         change(&mut config);
         let status = Arc::new(Status::new(Arc::new(Metrics::new())));
         let shape = Shape { dimension: 3, columns: ["id", "name", "price"].map(String::from).to_vec() };
-        let stand_in = Arc::new(StandIn { shape, begun: AtomicUsize::new(0), go_on: Notify::new() });
+        let stand_in =
+            Arc::new(StandIn { shape, begun: AtomicUsize::new(0), go_on: Notify::new(), hold: Default::default() });
         let state = Arc::new(ServeState::new(config, status.clone()));
         let server = Server::start(state.clone()).await.unwrap();
         Api { server, status, stand_in, state, client: reqwest::Client::new() }
@@ -302,6 +308,20 @@ async fn no_request_outlives_its_time() {
     // The connection may be reset behind the answer, which is complete by then.
     let _ = socket.read_to_string(&mut answer).await;
     assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("request_timeout"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_query_that_is_still_embedded_has_its_place_after_its_time_was_up() {
+    let api = Api::open(|c| (c.concurrency_max, c.timeout_ms) = (1, 200)).await;
+    let held = api.stand_in.hold.lock().unwrap();
+    assert_eq!(failure(api.search(json!({"query": "held"})).await).await.1, "timeout");
+    assert_eq!(failure(api.search(json!({"query": "a"})).await).await.1, "overloaded");
+    assert_eq!(api.status.metrics().searches_running.get(), 1);
+    drop(held);
+    while api.status.metrics().searches_running.get() > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(api.search(json!({"query": "a"})).await.status().is_success());
 }
 
 #[tokio::test]

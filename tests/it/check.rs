@@ -163,6 +163,37 @@ fn a_dataflow_toml_or_contract_that_cannot_be_read_hides_no_model() {
 }
 
 #[test]
+fn names_are_looked_at_also_where_a_mistake_keeps_the_sql_from_being_planned() {
+    let wrong = "[index]\nuri = \"data/index\"\nkey = \"idd\"\ntext = \"nam\"\n";
+    let yaml = "models:\n - name: v\n   columns:\n   - name: ix\n     tests: [not_null]\n";
+    let yaml = ("models/p.yml", yaml);
+    let by_outline = "with all_of_it as (select id, t.name, price * 2 as twice from {{ source('s', 't') }} t)\nselect a.* from all_of_it as a";
+    // The contract cannot be read at all.
+    let unreadable = folder(wrong, &[("models/v.sql", by_outline), yaml, ("p.avsc", "{")]);
+    let missing = |column: &str| format!("the view has no column {column}; it has id, name, twice");
+    let expect = [
+        format!("index.key: {}", missing("idd")),
+        format!("index.text: {}", missing("nam")),
+        "models/p.yml: models.v.columns.ix.tests[0].not_null: v has no column ix; it has id, name, twice".into(),
+        "source[0].contract: ".into(),
+    ];
+    is_said(&unreadable, &expect.each_ref().map(String::as_str));
+    // The SQL is wrong further up.
+    let stage = ("models/a.sql", "select id, name,\n cost from {{ source('s', 't') }}");
+    let view = ("models/v.sql", "select id, name, cost as twice from {{ ref('a') }}");
+    let expect = [&expect[0], &expect[1], "models/a.sql:2: No field named cost", &expect[2]];
+    is_said(&folder(wrong, &[stage, view, yaml]), &expect);
+    // A wrong key of a source leaves its columns as they are.
+    let keyed = folder(wrong, &[VIEW]);
+    let toml = std::fs::read_to_string(keyed.path().join("dataflow.toml")).unwrap();
+    std::fs::write(keyed.path().join("dataflow.toml"), toml.replace("[\"id\"]", "[\"idx\"]")).unwrap();
+    is_said(&keyed, &["index.key: the view has no", "index.text: the view has no", "source[0].key: "]);
+    // What may be a column is not called missing.
+    let unknown = [("models/v.sql", "select *, id + 1 from {{ source('s', 't') }}"), ("p.avsc", "{")];
+    is_said(&folder(wrong, &unknown), &["source[0].contract: "]);
+}
+
+#[test]
 fn what_a_start_would_refuse_is_refused() {
     let with = |more: &str| folder(&format!("{more}{INDEX}"), &[VIEW]);
     let options = |text: &str| with(&format!("[kafka.options]\n{text}\n"));
