@@ -77,7 +77,13 @@ impl Engine {
         let (of_workers_dead, of_feed) = (dead.clone(), dead.clone());
         let work: Work = Arc::new(move |worker| {
             let seed = if worker.index() == 0 { seed.lock().ok().and_then(|mut s| s.take()) } else { None };
-            let work = || run(worker, &of_workers, &row_types, &failures, &counters, &of_feed, seed);
+            let work = || {
+                run(worker, &of_workers, &row_types, &failures, &counters, &of_feed, seed);
+                // The others only have their share of the work, and end when the first one has closed its inputs.
+                while worker.has_dataflows() && !of_feed.load(Ordering::SeqCst) {
+                    worker.step_or_park(None);
+                }
+            };
             if std::panic::catch_unwind(AssertUnwindSafe(work)).is_err() {
                 tracing::error!("a dataflow worker panicked");
                 of_workers_dead.store(true, Ordering::SeqCst);
@@ -106,9 +112,6 @@ fn spawn(config: timely::Config, work: &Work) -> Result<JoinHandle<()>, String> 
             };
             let mut worker = Worker::new(of_worker, allocator, Some(Instant::now()));
             work(&mut worker);
-            while worker.has_dataflows() {
-                worker.step_or_park(None);
-            }
         };
         let thread = std::thread::Builder::new().name(format!("timely:work-{index}")).stack_size(STACK_BYTES);
         threads.push(thread.spawn(run).map_err(failed)?);
@@ -235,7 +238,6 @@ fn run(
         let feed = Feed { inputs, probe, gathered, failures, commands, results, view, dead };
         feed.run(worker);
     }
-    // The others only have their share of the work, and end when the first one closes its inputs.
 }
 
 /// The latest rows of a table as diffs.
