@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use freshet::config::{self, Config};
-use freshet::{audit, bench, demo, embed, engine, logging};
+use freshet::{audit, bench, demo, embed, engine, logging, rebuild};
 
 /// Rows are allocated on one thread and freed on another, which the system's allocator is slow at.
 #[global_allocator]
@@ -50,6 +50,16 @@ enum Command {
         #[arg(long, default_value_t = 200)]
         sample: usize,
     },
+    /// Builds a dataflow's index anew, beside the one that is searched, which it replaces when it is whole.
+    ///
+    /// The service that runs is asked for it, on its own machine, and goes on meanwhile; where none runs it is done here, also in the place of an
+    /// index that a start refuses. Nothing is embedded that was embedded before. Until it is whole the old index stays, whatever ends.
+    Rebuild {
+        folder: PathBuf,
+        /// Where the service answers; by default where serve.listen says.
+        #[arg(long)]
+        url: Option<String>,
+    },
     /// Runs a broker, a registry, a shop that keeps changing its products, and the service, in one process.
     Demo(demo::Options),
     /// Says what this machine has: GPUs, the device that is taken and why, the model, and whether the peers answer.
@@ -83,6 +93,7 @@ fn main() -> ExitCode {
             Command::Check { folder } => check(&folder).await,
             Command::Explain { folder, model } => explain(&folder, model.as_deref()).await,
             Command::Audit { folder, sample } => audit(&folder, sample).await,
+            Command::Rebuild { folder, url } => rebuild(&folder, url).await,
             Command::Demo(options) => demo(options).await,
             Command::Doctor { folder } => doctor(&folder).await,
             Command::Bench { bench } => measure(bench).await,
@@ -196,6 +207,23 @@ async fn audit(folder: &std::path::Path, sample: usize) -> u8 {
             found.differences.iter().for_each(|difference| println!("          {difference}"));
             println!("{}", if found.is_clean() { "clean" } else { "NOT CLEAN" });
             u8::from(!found.is_clean())
+        }
+        Err(e) => {
+            eprintln!("freshet: {e}");
+            3
+        }
+    }
+}
+
+async fn rebuild(folder: &std::path::Path, url: Option<String>) -> u8 {
+    let config = match checked(folder).await {
+        Ok(checked) => checked.config,
+        Err(code) => return code,
+    };
+    match rebuild::run(config, url).await {
+        Ok(rebuild::Rebuilt { table, rows }) => {
+            println!("{table} is the index now, with {rows} rows");
+            0
         }
         Err(e) => {
             eprintln!("freshet: {e}");

@@ -19,6 +19,7 @@ mod it {
     mod program;
     mod queues;
     mod raw;
+    mod rebuilding;
     mod recording;
     mod replay;
     mod running;

@@ -35,7 +35,7 @@ pub enum Error {
     )]
     InUse { uri: String, name: String },
     #[error(
-        "the index {name} at {uri} is another dataflow's: {reason}; give this dataflow another name or index.uri, or move the other one's index away"
+        "the index {name} at {uri} is another dataflow's: {reason}; give this dataflow another name or index.uri, or put it into the other one's place with freshet rebuild"
     )]
     Foreign { uri: String, name: String, reason: String },
     #[error(
