@@ -159,8 +159,10 @@ impl Service {
         let found = Place::open(design, anew).await?;
         let store = EmbeddingStore::open(&config.embed.store, embedder.model_id(), embedder.dimension())?;
         let indexer = Indexer::new(found, store, embedder.clone()).await?;
-        let quarantine =
-            Quarantine::open(&Path::new(&config.index.uri).join(format!("{}.quarantine.jsonl", config.name)))?;
+        // A file of lines that grows is nothing for an object store.
+        let beside =
+            if config.index.uri.starts_with("s3://") { &config.embed.store } else { Path::new(&config.index.uri) };
+        let quarantine = Quarantine::open(&beside.join(format!("{}.quarantine.jsonl", config.name)))?;
         status.metrics().quarantine_open.set(quarantine.len() as i64);
         status.metrics().index_rows.set(indexer.len() as i64);
         let (announced_epoch, announced) = indexer.announced();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use freshet::config::{self, Config};
-use freshet::{audit, bench, demo, embed, engine, logging, rebuild};
+use freshet::{audit, bench, demo, embed, engine, logging, rebuild, storage};
 
 /// Rows are allocated on one thread and freed on another, which the system's allocator is slow at.
 #[global_allocator]
@@ -301,11 +301,10 @@ async fn doctor(folder: &std::path::Path) -> u8 {
     if config.registry.url.is_some() {
         say("registry", engine::ask_registry(&config).await);
     }
-    say(
-        "storage",
-        std::fs::create_dir_all(&config.index.uri)
-            .map(|()| config.index.uri.clone())
-            .map_err(|e| format!("{}: {e}", config.index.uri)),
-    );
+    let places = config.raw.iter().map(|raw| ("raw", &raw.uri, &raw.options));
+    for (what, uri, options) in [("index", &config.index.uri, &config.index.options)].into_iter().chain(places) {
+        let probed = storage::probe(uri, options).await;
+        say(what, probed.map(|()| uri.clone()).map_err(|e| format!("{uri}: {e}")));
+    }
     u8::from(!well)
 }

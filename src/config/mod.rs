@@ -182,6 +182,8 @@ pub struct Embed {
 pub struct Index {
     /// Folder (or `s3://` URI) of the LanceDB database.
     pub uri: String,
+    /// Of the object store: `endpoint`, `region`, `allow_http`, ... Keys come from the environment.
+    pub options: BTreeMap<String, String>,
     /// The view's column that identifies a row.
     pub key: String,
     /// The view's column whose text is embedded.

@@ -148,7 +148,8 @@ impl Following<'_> {
                     idle_since = Instant::now();
                 }
                 Taken::Nothing => {
-                    if self.lacking.is_none() && idle_since.elapsed() > IDLE && self.maintain(true)? {
+                    if self.lacking.is_none() && idle_since.elapsed() > IDLE {
+                        self.maintain(true)?;
                         idle_since = Instant::now();
                     }
                     self.live_if_caught_up();
@@ -356,12 +357,9 @@ impl Following<'_> {
         self.live_if_caught_up();
     }
 
-    fn maintain(&mut self, idle: bool) -> Result<bool, String> {
+    fn maintain(&mut self, idle: bool) -> Result<(), String> {
         let did = self.runtime.block_on(self.of.indexer.maintain(idle)).map_err(|e| e.to_string())?;
-        if did {
-            self.publish(None)?;
-        }
-        Ok(did)
+        if did { self.publish(None) } else { Ok(()) }
     }
 
     /// Live once the index holds all that was read, or there is nothing to read.

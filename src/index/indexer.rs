@@ -186,6 +186,9 @@ impl Indexer {
 
     pub async fn maintain(&mut self, idle: bool) -> Result<bool, Error> {
         self.remove_retired().await;
+        if idle {
+            self.place.check().await?;
+        }
         match &mut self.current {
             Some((kept, _)) => kept.table.maintain(idle).await,
             None => Ok(false),

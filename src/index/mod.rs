@@ -16,7 +16,7 @@ mod tests;
 mod writer;
 
 pub use announced::Announced;
-pub use design::{Design, MadeOf, problems, refused_columns, unreachable};
+pub use design::{Design, MadeOf, problems, refused_columns};
 pub use indexer::Indexer;
 pub use place::{Found, Kept, Place};
 pub use reader::{IndexReader, IndexRow};
@@ -34,6 +34,10 @@ pub enum Error {
         "the index {name} at {uri} is in use by another process; an index has one writer: stop the other one, or give this dataflow another name or index.uri"
     )]
     InUse { uri: String, name: String },
+    #[error(
+        "another service has taken the index {name} at {uri}; an index has one writer: this one ends, stop the other one if it is not meant"
+    )]
+    Taken { uri: String, name: String },
     #[error(
         "the index {name} at {uri} is another dataflow's: {reason}; give this dataflow another name or index.uri, or put it into the other one's place with freshet rebuild"
     )]

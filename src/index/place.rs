@@ -15,6 +15,7 @@ use lancedb::Connection;
 use super::announced::Announcement;
 use super::table::Held;
 use super::{Announced, Design, Error, IndexTable};
+use crate::config;
 use crate::storage::{self, Storage};
 use crate::time::{Epoch, Position};
 
@@ -25,8 +26,10 @@ pub struct Place {
     announced: Option<Announced>,
     /// The highest number that a table here has.
     last: Option<u64>,
-    /// No other process has it while this one lives.
-    _lock: File,
+    /// Tells this process's announcements from another's.
+    writer: u64,
+    /// Of a folder: no other process has it while this one lives.
+    _lock: Option<File>,
 }
 
 /// A table, and what it holds.
@@ -49,11 +52,19 @@ impl Place {
     /// another dataflow's.
     pub async fn open(design: Arc<Design>, anew: bool) -> Result<Found, Error> {
         let uri = &design.config.uri;
-        let storage = storage::open(uri, &Default::default()).map_err(|e| design.storage(e))?;
-        let lock = lock(&design, &storage)?;
-        let connection = lancedb::connect(uri).execute().await.map_err(|e| design.storage(e))?;
+        let storage = storage::open(uri, &design.config.options).map_err(|e| design.storage(e))?;
+        let lock = if storage.is_folder() { Some(lock(&design, &storage)?) } else { None };
+        let connection = connect(&design.config).await.map_err(|e| design.storage(e))?;
         let announcement = Announcement::of(&storage, uri, &design.name);
-        let mut place = Place { design, connection, announcement, announced: None, last: None, _lock: lock };
+        let mut place = Place {
+            design,
+            connection,
+            announcement,
+            announced: None,
+            last: None,
+            writer: rand::random(),
+            _lock: lock,
+        };
         let index = place.find(anew).await?;
         let anew = anew || index.is_err();
         Ok(Found { place, index, anew })
@@ -72,6 +83,9 @@ impl Place {
                 self.announced = Some(announced.clone());
                 read = Some(Err(format!("it is another dataflow's: {reason}")));
             } else {
+                // From now on whoever had it on an object store has it no longer.
+                announced.writer = self.writer;
+                self.announcement.write(announced).await?;
                 self.announced = Some(announced.clone());
             }
         }
@@ -195,10 +209,16 @@ impl Place {
             version: table.version,
             epoch,
             position: position.clone(),
+            writer: self.writer,
         };
         self.announcement.write(&next).await?;
         self.announced = Some(next);
         Ok(())
+    }
+
+    /// Whether no other process has announced anything since.
+    pub(super) async fn check(&mut self) -> Result<(), Error> {
+        self.announcement.check().await
     }
 
     /// Removes one of this dataflow's tables. One that cannot be removed is in nobody's way, and the next start tries again.
@@ -210,6 +230,11 @@ impl Place {
             tracing::warn!(table, reason = %e, "a table that is no longer the index cannot be removed");
         }
     }
+}
+
+pub(super) async fn connect(config: &config::Index) -> lancedb::Result<Connection> {
+    let options = config.options.iter().map(|(key, value)| (key.clone(), value.clone()));
+    lancedb::connect(&config.uri).storage_options(options).execute().await
 }
 
 /// The lock of this dataflow's index.

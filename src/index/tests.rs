@@ -42,6 +42,7 @@ fn change(id: i64, row: Option<(&str, i64)>) -> ViewChange {
 fn config(folder: &Path, ann_min_rows: usize) -> config::Index {
     config::Index {
         uri: folder.join("index").to_string_lossy().into_owned(),
+        options: Default::default(),
         key: "id".into(),
         text: "text".into(),
         commit_max_keys: 100,
