@@ -17,7 +17,7 @@ use crate::dataflow::{self, Plan};
 use crate::decode::{Op, RegistryClient, RowType, SchemaStore};
 use crate::embed::{Embedder, TextHash};
 use crate::engine;
-use crate::index::{IndexReader, row_hash};
+use crate::index::{Announced, IndexReader, row_hash};
 use crate::raw::{Hydration, RawTable};
 use crate::time::Position;
 
@@ -72,7 +72,11 @@ async fn audit(config: &Config, sample: usize) -> Result<Audit, Error> {
     })?;
     let index = IndexReader::open(&config.index, &config.name).await?;
     let index = index.ok_or_else(|| format!("there is no index {} at {}", config.name, config.index.uri))?;
-    let position = index.announced().position.clone();
+    let Announced { position, reached, .. } = index.announced();
+    if *position != reached.position {
+        return Err("the service has ended in the midst of its commits, and the index is between two positions: let it run and end in order first".into());
+    }
+    let position = position.clone();
     let tables = tables(config, &plan, &position).await?;
     let view = View::new(config, plan.batch_view(tables).await?)?;
     let mut found = Audit { position, view_rows: view.rows.len(), ..Audit::default() };

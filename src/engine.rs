@@ -11,7 +11,6 @@ mod reading;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -27,7 +26,6 @@ use crate::embed::{BatchStats, Embedder, EmbeddingStore, TextEmbedder};
 use crate::index::{Design, Indexer, Place};
 use crate::serve::{EmbedQuery, Metrics, SearchError, ServeState, Server, State, Status};
 use crate::time::{Epoch, Position};
-use crate::validate::Quarantine;
 use driving::Driving;
 use indexing::{Indexing, Opening};
 pub use preflight::{Checked, ask_broker, ask_registry, check, plan};
@@ -45,8 +43,6 @@ pub enum Error {
     Embed(#[from] crate::embed::Error),
     #[error(transparent)]
     Store(#[from] crate::embed::StoreError),
-    #[error(transparent)]
-    Quarantine(#[from] crate::validate::Error),
     #[error(transparent)]
     Server(#[from] crate::serve::server::Error),
     #[error("{0}")]
@@ -159,14 +155,10 @@ impl Service {
         let found = Place::open(design, anew).await?;
         let store = EmbeddingStore::open(&config.embed.store, embedder.model_id(), embedder.dimension())?;
         let indexer = Indexer::new(found, store, embedder.clone()).await?;
-        // A file of lines that grows is nothing for an object store.
-        let beside =
-            if config.index.uri.starts_with("s3://") { &config.embed.store } else { Path::new(&config.index.uri) };
-        let quarantine = Quarantine::open(&beside.join(format!("{}.quarantine.jsonl", config.name)))?;
-        status.metrics().quarantine_open.set(quarantine.len() as i64);
         status.metrics().index_rows.set(indexer.len() as i64);
         let (announced_epoch, announced) = indexer.announced();
-        status.set_committed(announced_epoch, &announced);
+        let reached = indexer.reached();
+        status.set_committed(reached.epoch, &reached.position);
         let opening = Opening { state, embedder: Arc::new(QueryEmbedder(embedder)) };
         let opening = opening.open(&indexer)?;
         if let Some(table) = indexer.table_name() {
@@ -220,7 +212,6 @@ impl Service {
             .push(spawn("source", Box::new(move || reading.run(&reading_runtime, &send, &targets))).map_err(failed)?);
         let driving = Driving {
             handle,
-            quarantine,
             status: status.clone(),
             shared: shared.clone(),
             engine: config.engine.clone(),

@@ -4,11 +4,11 @@
 //! Kafka --> source --> decode --> dataflow (upsert, model) --> index --> serve
 //!              |          |                                     |
 //!              |          +--reject--> quarantine          embed (store)
-//!              +--> raw
+//!              +--> raw                 (a table of raw's)
 //! ```
 //!
 //! Modules in the order in which data moves; each imports only what stands before it. `engine` composes them, `audit` checks
-//! what comes out, `rebuild` has it made anew.
+//! what comes out, `quarantine` shows what did not, `rebuild` has the index made anew.
 //! What a program or a test awaits of the whole comes as a boxed future: its body is compiled once, here, and not again in each of them.
 
 pub mod time;
@@ -25,8 +25,6 @@ pub mod raw;
 
 pub mod dataflow;
 
-pub mod validate;
-
 pub mod embed;
 
 pub mod serve;
@@ -36,6 +34,8 @@ pub mod index;
 pub mod engine;
 
 pub mod audit;
+
+pub mod quarantine;
 
 pub mod rebuild;
 

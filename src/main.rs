@@ -1,12 +1,13 @@
 //! The program: arguments, logging, exit codes.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use freshet::config::{self, Config};
-use freshet::{audit, bench, demo, embed, engine, logging, rebuild, storage};
+use freshet::{audit, bench, demo, embed, engine, logging, quarantine, rebuild, storage};
 
 /// Rows are allocated on one thread and freed on another, which the system's allocator is slow at.
 #[global_allocator]
@@ -60,6 +61,11 @@ enum Command {
         #[arg(long)]
         url: Option<String>,
     },
+    /// Shows the messages that were rejected, and what would become of them today. Only reads; the service may run.
+    Quarantine {
+        #[command(subcommand)]
+        command: quarantine::Command,
+    },
     /// Runs a broker, a registry, a shop that keeps changing its products, and the service, in one process.
     Demo(demo::Options),
     /// Says what this machine has: GPUs, the device that is taken and why, the model, and whether the peers answer.
@@ -94,6 +100,7 @@ fn main() -> ExitCode {
             Command::Explain { folder, model } => explain(&folder, model.as_deref()).await,
             Command::Audit { folder, sample } => audit(&folder, sample).await,
             Command::Rebuild { folder, url } => rebuild(&folder, url).await,
+            Command::Quarantine { command } => quarantined(command).await,
             Command::Demo(options) => demo(options).await,
             Command::Doctor { folder } => doctor(&folder).await,
             Command::Bench { bench } => measure(bench).await,
@@ -228,6 +235,28 @@ async fn rebuild(folder: &std::path::Path, url: Option<String>) -> u8 {
         Err(e) => {
             eprintln!("freshet: {e}");
             3
+        }
+    }
+}
+
+async fn quarantined(command: quarantine::Command) -> u8 {
+    let config = match load(command.folder()) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    match quarantine::run(&config, command).await {
+        Ok((text, yes)) => {
+            // Whoever reads it may have seen enough.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            u8::from(!yes)
+        }
+        Err(e) => {
+            eprintln!("freshet: {e}");
+            match e {
+                quarantine::Error::Absent(_) => 1,
+                quarantine::Error::Plan(_) => 2,
+                quarantine::Error::Table(_) | quarantine::Error::Registry(_) => 3,
+            }
         }
     }
 }

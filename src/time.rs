@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::de::{Deserialize, Deserializer};
@@ -34,6 +35,35 @@ impl Partition {
 impl fmt::Display for Partition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.topic, self.number)
+    }
+}
+
+/// Where one message is. As text: `topic:partition:offset`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Coordinates {
+    pub partition: Partition,
+    pub offset: Offset,
+}
+
+impl fmt::Display for Coordinates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.partition.topic, self.partition.number, self.offset.0)
+    }
+}
+
+impl FromStr for Coordinates {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Coordinates, String> {
+        let mut parts = text.rsplitn(3, ':');
+        let offset = parts.next().and_then(|offset| offset.parse().ok());
+        let number = parts.next().and_then(|number| number.parse().ok());
+        match (parts.next().filter(|topic| !topic.is_empty()), number, offset) {
+            (Some(topic), Some(number), Some(offset)) => {
+                Ok(Coordinates { partition: Partition::new(topic, number), offset: Offset(offset) })
+            }
+            _ => Err("coordinates are topic:partition:offset, such as shop.public.product:0:42".into()),
+        }
     }
 }
 
@@ -129,6 +159,17 @@ impl<'de> Deserialize<'de> for Position {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn coordinates_are_read_as_they_are_written() {
+        let text = "shop.public.item:1:42";
+        let read: Coordinates = text.parse().unwrap();
+        assert_eq!((read.partition.clone(), read.offset), (Partition::new("shop.public.item", 1), Offset(42)));
+        assert_eq!(read.to_string(), text);
+        for wrong in ["", "item", "item:1", ":1:2", "item:1:x", "item:x:2", "item:1:2:"] {
+            assert!(wrong.parse::<Coordinates>().is_err(), "{wrong:?}");
+        }
+    }
 
     #[test]
     fn a_position_has_no_way_back() {

@@ -17,6 +17,7 @@ mod it {
     mod outages;
     mod printed;
     mod program;
+    mod quarantine;
     mod queues;
     mod raw;
     mod rebuilding;

@@ -214,6 +214,9 @@ fn read(cx: &Context<'_>, table: Option<Table>) -> (Config, BTreeSet<String>) {
     };
     s.finish();
     let raw = root.table.contains_key("raw").then(|| raw(&mut root.section("raw"), &sources));
+    if raw.as_ref().is_some_and(|raw| is_same_place(&raw.uri, &index.uri)) {
+        root.problem("raw.uri", format!("is the index's too ({}); each needs a place of its own", index.uri));
+    }
     root.finish();
     if !is_read {
         cx.problems.borrow_mut().clear();
@@ -239,12 +242,21 @@ fn read(cx: &Context<'_>, table: Option<Table>) -> (Config, BTreeSet<String>) {
     (config, absent)
 }
 
+/// Whether two locations are one, as far as their texts say.
+fn is_same_place(one: &str, other: &str) -> bool {
+    let parts = |uri: &str| Path::new(uri.strip_prefix("file://").unwrap_or(uri)).components().collect::<PathBuf>();
+    parts(one) == parts(other)
+}
+
 /// A place for tables, `uri` and `options` of a section: a folder, or S3.
 fn store(s: &mut Section<'_>, default: &'static str) -> (String, BTreeMap<String, String>) {
     let uri = s.location("uri", Some(default));
     let scheme = uri.split_once("://").map_or("file", |(scheme, _)| scheme);
     if !["file", "s3"].contains(&scheme) {
         s.problem("uri", format!("is of the kind {scheme}://; a folder and s3:// are possible"));
+    }
+    if uri.strip_prefix("s3://").is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+        s.problem("uri", format!("is {uri:?}, which names no bucket: s3://bucket/path"));
     }
     let options = s3_options(s, scheme == "s3");
     (uri, options)
@@ -358,6 +370,11 @@ fn sources(root: &mut Section<'_>) -> Vec<Source> {
         };
         let mut s = Section::new(root.cx, path, table);
         let source = source(&mut s);
+        let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if !source.topic.chars().all(legal) || source.topic.len() > 249 || [".", ".."].contains(&&*source.topic) {
+            let rule = "at most 249 letters, digits, ., _ and - are possible";
+            s.problem("topic", format!("is {:?}, which no topic of Kafka can be named: {rule}", source.topic));
+        }
         if !topics.insert(source.topic.clone()) && !source.topic.is_empty() {
             s.problem("topic", format!("{} is another source's already", source.topic));
         }
@@ -373,6 +390,9 @@ fn sources(root: &mut Section<'_>) -> Vec<Source> {
 fn source(s: &mut Section<'_>) -> Source {
     let contract_path = PathBuf::from(s.location("contract", None));
     let key = s.texts("key");
+    for (n, column) in key.iter().enumerate().filter(|(n, column)| key[..*n].contains(column)) {
+        s.problem("key", format!("names {column} again at place {}", n + 1));
+    }
     let mut contract = String::new();
     if !contract_path.as_os_str().is_empty() {
         match text_of(&contract_path) {
@@ -405,6 +425,17 @@ fn check_contract(s: &Section<'_>, path: &Path, text: &str, key: &[String]) {
         Ok(apache_avro::Schema::Record(record)) => {
             for column in key.iter().filter(|k| !record.fields.iter().any(|f| f.name == **k)) {
                 s.problem("key", format!("the contract {} has no column {column}", path.display()));
+            }
+            // Delta has one name for both, and so have most databases.
+            let mut names = BTreeMap::new();
+            for field in &record.fields {
+                if let Some(other) = names.insert(field.name.to_lowercase(), &field.name) {
+                    let (path, name) = (path.display(), &field.name);
+                    s.problem(
+                        "contract",
+                        format!("{path} has the columns {other} and {name}, which differ in case alone"),
+                    );
+                }
             }
         }
         Ok(_) => s.problem("contract", format!("{} is not a record", path.display())),

@@ -44,13 +44,24 @@ pub struct Config {
     pub raw: Option<Raw>,
 }
 
+impl Config {
+    /// Where the quarantine lies, and the options of its object store: with the raw tables, or beside the index where there are none.
+    pub fn quarantine(&self) -> (String, BTreeMap<String, String>) {
+        let (uri, options) = match &self.raw {
+            Some(raw) => (&raw.uri, &raw.options),
+            None => (&self.index.uri, &self.index.options),
+        };
+        (format!("{}/{}.quarantine", uri.trim_end_matches('/'), self.name), options.clone())
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Kafka {
     /// `host:port[,host:port...]`
     pub bootstrap_servers: String,
     /// Passed on to librdkafka: TLS, SASL, timeouts. Never one that correctness rests on.
     pub options: BTreeMap<String, String>,
-    /// Bound of the bytes read ahead of the decoder.
+    /// Bound of the bytes read ahead of the decoder, and of those that it has rejected and that are not in quarantine yet.
     pub queue_max_bytes: usize,
 }
 

@@ -121,6 +121,32 @@ fn an_index_may_lie_on_s3_with_options_of_the_same_shape() {
 }
 
 #[test]
+fn what_could_never_work_is_told_too() {
+    let refused = |from: &str, to: &str, key: &str, reason: &str| {
+        let errors = load_text(&GOOD.replace(from, to)).expect_err(to);
+        let told = errors.problems.iter().any(|p| p.key == key && p.reason.contains(reason));
+        assert!(told && errors.problems.len() == 1, "{to}: {errors}");
+    };
+    let raw = |uri: &str| format!("uri = \"data\"\nkey = \"id\"\ntext = \"name\"\n[raw]\nuri = \"{uri}\"\n");
+    let index = "key = \"id\"\n    text = \"name\"";
+    refused(index, &raw("s3://"), "raw.uri", "names no bucket");
+    refused(index, &raw("s3:///path"), "raw.uri", "names no bucket");
+    refused(index, &raw("./data/"), "raw.uri", "the index's too");
+    refused("key = [\"id\"]", "key = [\"id\", \"id\"]", "source[0].key", "names id again");
+    refused("shop.public.product", "^shop.*", "source[0].topic", "no topic of Kafka");
+    refused("shop.public.product", "..", "source[0].topic", "no topic of Kafka");
+}
+
+#[test]
+fn columns_that_differ_in_case_alone_are_refused() {
+    let folder = folder(GOOD);
+    let contract = r#"{"type":"record","name":"P","fields":[{"name":"id","type":"long"},{"name":"ID","type":"long"}]}"#;
+    std::fs::write(folder.path().join("product.avsc"), contract).unwrap();
+    let errors = load_with(folder.path(), |_| Some("x".into())).unwrap_err();
+    assert!(errors.to_string().contains("id and ID, which differ in case alone"), "{errors}");
+}
+
+#[test]
 fn the_shipped_dataflow_is_right() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("dataflows/product");
     let config = load_with(&folder, |name| (name == "HOME").then(|| "/home/x".into())).unwrap();

@@ -25,7 +25,7 @@ mod worker;
 
 use std::sync::Arc;
 
-pub(crate) use plan::{LOST, NOT_A_JOIN, batch_session};
+pub(crate) use plan::{LOST, NOT_A_JOIN, plain_session};
 pub use plan::{Mistake, Plan, PlanError, Project, Table, TestOutput};
 pub use stats::OperatorStatus;
 pub use upsert::patch;

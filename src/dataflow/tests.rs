@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::codec::converter;
 use super::*;
-use crate::config::{Envelope, Format, Line, Materialized, Model, Source};
+use crate::config::{DataTest, Envelope, Format, Line, Materialized, Model, Severity, Source, TestKind};
 use crate::decode::{Change, Counts, Decoded, Op, Origin, RowType};
 use crate::time::{Offset, Partition};
 use std::path::Path;
@@ -350,4 +350,30 @@ fn a_table_of_renamed_columns_has_its_values() {
     let lean = row_type.pruned(&plan.columns_read()[0]);
     let plan = plan.keeping(&[lean.schema().clone()]).unwrap();
     assert!(!plan.to_string().contains("NULL"), "{plan}");
+}
+
+#[test]
+fn a_data_test_keeps_no_column_that_it_does_not_look_at() {
+    let row_type = RowType::from_contract(&source()).unwrap();
+    let table = Table { schema: "shop".into(), table: "product".into(), columns: row_type.schema().clone() };
+    let test = |kind, severity| DataTest {
+        name: format!("{kind:?}"),
+        relation: "shop__product".into(),
+        kind,
+        severity,
+        condition: None,
+        declared: String::new(),
+        lines: Vec::new(),
+    };
+    let name = || "name".to_string();
+    let models = [model("select id, upper(name) as label from shop__product")];
+    for severity in [Severity::Error, Severity::Warn] {
+        let kinds = [TestKind::NotNull { column: name() }, TestKind::Unique { column: name() }];
+        let tests = kinds.map(|kind| test(kind, severity));
+        let project = Project { models: &models, others: &[], tests: &tests, view: "v" };
+        let plan = Plan::project(&project, std::slice::from_ref(&table), &BTreeSet::new()).unwrap();
+        let read: Vec<&str> = row_type.schema().fields().iter().map(|f| f.name().as_str()).collect();
+        let read: Vec<&str> = read.into_iter().zip(&plan.columns_read()[0]).filter(|r| *r.1).map(|r| r.0).collect();
+        assert_eq!(read, ["id", "name"], "{severity:?}");
+    }
 }

@@ -134,6 +134,7 @@ impl Decoder {
                     schema_id: schema_id.filter(|_| self.source.format == Format::Avro),
                     key: key.map(Into::into),
                     value: value.map(Into::into),
+                    value_in_raw: false,
                 });
             }
         }

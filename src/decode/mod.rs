@@ -26,7 +26,7 @@ pub use registry::{Error, FixedSchemas, RegistryClient, SchemaStore};
 pub use row::{ContractError, RowType};
 pub(crate) use taken::{Taken, TakenEvent, TakenValue, WriterSchema};
 
-use crate::time::{Offset, Partition};
+use crate::time::{Coordinates, Offset, Partition};
 
 /// What one [`crate::source::MessageBatch`] came to.
 #[derive(Clone, Debug)]
@@ -106,6 +106,14 @@ pub struct Reject {
     pub schema_id: Option<u32>,
     pub key: Option<Box<[u8]>>,
     pub value: Option<Box<[u8]>>,
+    /// The message had a value, and raw has it in columns alone: there are no bytes any more.
+    pub value_in_raw: bool,
+}
+
+impl Reject {
+    pub fn coordinates(&self) -> Coordinates {
+        Coordinates { partition: self.partition.clone(), offset: self.offset }
+    }
 }
 
 /// Why a message was rejected; the label of the metric.
@@ -151,6 +159,14 @@ impl Rule {
             Rule::Value => "value",
             Rule::Contract => "contract",
             Rule::Test => "test",
+        }
+    }
+
+    /// The stage that rejects by this rule.
+    pub fn stage(self) -> &'static str {
+        match self {
+            Rule::Test => "test",
+            _ => "decode",
         }
     }
 }

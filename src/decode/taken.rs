@@ -77,6 +77,7 @@ impl Decoder {
                     schema_id: message.value_schema_id().filter(|_| self.source.format == Format::Avro),
                     key: message.key.map(Into::into),
                     value,
+                    value_in_raw: matches!(message.value, TakenValue::Event(_)),
                 });
             }
         }

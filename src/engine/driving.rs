@@ -1,7 +1,6 @@
 //! The driver thread: one epoch at a time, of whatever has come meanwhile.
 //!
-//! The invariant: epochs are folded in their order, each with the position that it leads to; a message that was rejected is in quarantine
-//! before the position passes it.
+//! The invariant: epochs are folded in their order, each with the position that it leads to.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -13,7 +12,6 @@ use crate::dataflow::{self, EpochOutput, TestOutput, Violation};
 use crate::decode::Decoded;
 use crate::serve::{State, Status};
 use crate::time::{Epoch, Position};
-use crate::validate::Quarantine;
 
 /// How often the dataflow's operators are looked at.
 const OPERATORS_EVERY: Duration = Duration::from_secs(1);
@@ -21,7 +19,6 @@ const OPERATORS_EVERY: Duration = Duration::from_secs(1);
 /// What the thread needs.
 pub(super) struct Driving {
     pub handle: dataflow::Handle,
-    pub quarantine: Quarantine,
     pub status: Arc<Status>,
     pub shared: Arc<Shared>,
     pub engine: config::Engine,
@@ -56,13 +53,6 @@ impl Driving {
             }
             let metrics = self.status.metrics().clone();
             self.shared.count_decoded(-(decoded.len() as isize), &metrics);
-            let rejects: Vec<_> = decoded.iter_mut().flat_map(|d| std::mem::take(&mut d.rejects)).collect();
-            let added = self.quarantine.add(&rejects).map_err(|e| e.to_string())?;
-            metrics.quarantine_total.inc_by(added as u64);
-            metrics.quarantine_open.set(self.quarantine.len() as i64);
-            if let Some(last) = rejects.last() {
-                tracing::warn!(count = rejects.len(), partition = %last.partition, offset = last.offset.0, rule = last.rule.name(), reason = last.reason, "messages were quarantined");
-            }
             for batch in &decoded {
                 position.advance(&batch.partition, batch.end);
             }

@@ -1,7 +1,7 @@
 //! The indexer thread: takes all that is pending, embeds, commits, publishes; and fills a table that is made beside the index.
 //!
-//! The invariant: nothing is taken before the view has come to where the index may have been; a position is published when every change up
-//! to it is in the index. Commits are kept short, for between two of them the thread can be told to end.
+//! The invariant: nothing is taken before the view has come to where the index may have been; a position is announced when every message below it
+//! that was rejected is in quarantine, and published when every change up to it is in the index. Commits are kept short, for between two of them the thread can be told to end.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use super::{Pending, Progress, Shared};
 use crate::dataflow::{Row, ViewChange};
 use crate::embed::BatchStats;
 use crate::index::{self, Indexer};
+use crate::raw::Gate;
 use crate::serve::{EmbedQuery, ServeState, State, Status};
 use crate::time::{Epoch, Position};
 
@@ -53,17 +54,21 @@ impl Opening {
 }
 
 impl Indexing {
-    pub fn run(self, runtime: &tokio::runtime::Handle, target: &Receiver<Position>) -> Result<(), String> {
+    pub fn run(self, runtime: &tokio::runtime::Handle, begun: &Receiver<(Position, Gate)>) -> Result<(), String> {
         let shared = self.shared.clone();
-        let done = self.reconcile_and_follow(runtime, target);
+        let done = self.reconcile_and_follow(runtime, begun);
         // Nobody takes what is pending any more, so nobody may wait for it to be taken.
         shared.pending().closed = true;
         done
     }
 
-    fn reconcile_and_follow(self, runtime: &tokio::runtime::Handle, target: &Receiver<Position>) -> Result<(), String> {
+    fn reconcile_and_follow(
+        self,
+        runtime: &tokio::runtime::Handle,
+        begun: &Receiver<(Position, Gate)>,
+    ) -> Result<(), String> {
         // A service that is stopped before it could begin has no target.
-        let Ok(target) = target.recv() else { return Ok(()) };
+        let Ok((target, quarantine)) = begun.recv() else { return Ok(()) };
         if !self.hydrate(&target) {
             return Ok(());
         }
@@ -71,7 +76,7 @@ impl Indexing {
         let keys_at_once = COMMIT_FIRST_KEYS.min(self.commit_max_keys);
         let (lacking, unseen_ms, stopping) = (None, Vec::new(), None);
         let mut following =
-            Following { of: self, runtime, keys_at_once, epoch, position, lacking, unseen_ms, stopping };
+            Following { of: self, runtime, quarantine, keys_at_once, epoch, position, lacking, unseen_ms, stopping };
         following.remove_orphans()?;
         following.of.shared.pending().follows = true;
         let why = match following.of.opening {
@@ -112,6 +117,7 @@ enum Taken {
 struct Following<'a> {
     of: Indexing,
     runtime: &'a tokio::runtime::Handle,
+    quarantine: Gate,
     keys_at_once: usize,
     /// How far what was taken leads.
     epoch: Epoch,
@@ -201,6 +207,11 @@ impl Following<'_> {
 
     /// Brings what was taken into the index. Says whether all of it went there: not when the service is to stop and it would take too long.
     fn bring(&mut self, taken: Pending) -> Result<bool, String> {
+        if !self.quarantine.wait() {
+            let keys = taken.changes.len();
+            tracing::info!(keys, "changes are left for the next start: the quarantine has ended before them");
+            return Ok(false);
+        }
         self.note_lacking(&taken);
         (self.epoch, self.position) = (taken.epoch, taken.position);
         self.unseen_ms.extend(taken.commits_ms);
@@ -221,10 +232,10 @@ impl Following<'_> {
             self.paced(&changes, false, !rest.is_empty())?;
             changes = rest;
             if !changes.is_empty() {
-                self.publish(None)?;
+                self.publish(false)?;
             }
         }
-        self.publish(Some((self.epoch, &self.position)))?;
+        self.publish(true)?;
         self.seen();
         self.maintain(false)?;
         Ok(true)
@@ -345,7 +356,9 @@ impl Following<'_> {
         Ok(())
     }
 
-    fn publish(&self, reached: Option<(Epoch, &Position)>) -> Result<(), String> {
+    /// Shows what is in the index; `whole` says that it is all that was taken.
+    fn publish(&mut self, whole: bool) -> Result<(), String> {
+        let reached = whole.then_some((self.epoch, &self.position));
         self.runtime.block_on(self.of.indexer.publish(reached)).map_err(|e| e.to_string())
     }
 
@@ -359,7 +372,7 @@ impl Following<'_> {
 
     fn maintain(&mut self, idle: bool) -> Result<(), String> {
         let did = self.runtime.block_on(self.of.indexer.maintain(idle)).map_err(|e| e.to_string())?;
-        if did { self.publish(None) } else { Ok(()) }
+        if did { self.publish(false) } else { Ok(()) }
     }
 
     /// Live once the index holds all that was read, or there is nothing to read.

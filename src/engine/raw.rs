@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::reading::{Reading, Trouble};
 use crate::config;
 use crate::decode::{Decoded, SchemaStore};
-use crate::raw::{Error, Hydration, Landing, Observer, RawTable, Snapshot};
+use crate::raw::{Error, Hydration, Landing, Observer, Quarantine, QuarantineTable, RawTable, Snapshot};
 use crate::serve::{State, Status};
 use crate::source::{MessageBatch, Watermarks};
 use crate::time::{Partition, Position};
@@ -31,6 +31,16 @@ impl Observer for Status {
     fn waiting(&self, reason: Option<&str>) {
         self.set_raw_waiting(reason.map(Into::into));
     }
+
+    fn quarantined(&self, open: usize, total: usize) {
+        let metrics = self.metrics();
+        metrics.quarantine_open.set(open as i64);
+        metrics.quarantine_total.inc_by((total as u64).saturating_sub(metrics.quarantine_total.get()));
+    }
+
+    fn quarantine_waiting(&self, reason: Option<&str>) {
+        self.set_quarantine_waiting(reason.map(Into::into));
+    }
 }
 
 impl From<Error> for Trouble {
@@ -40,6 +50,28 @@ impl From<Error> for Trouble {
 }
 
 impl Reading {
+    /// Opens the quarantine, and starts its thread. `None` when the service is to stop.
+    pub(super) fn open_quarantine(&self, runtime: &tokio::runtime::Handle) -> Result<Option<Quarantine>, String> {
+        let (location, options) = self.config.quarantine();
+        let open = || QuarantineTable::open(&location, &options);
+        let Some(table) = self.retry(|| Ok(runtime.block_on(open())?))? else { return Ok(None) };
+        let bound = self.config.kafka.queue_max_bytes;
+        let started = Quarantine::start(table, bound, self.status.clone(), runtime.clone());
+        started.map(Some).map_err(|e| format!("the quarantine cannot be started: {e}"))
+    }
+
+    /// Gives what a batch has rejected to the quarantine, which may have to make room first. Says whether it was taken: not when the service
+    /// is to stop, or the quarantine has ended.
+    pub(super) fn quarantine(&self, quarantine: &mut Quarantine, decoded: &mut Decoded) -> bool {
+        while !quarantine.offer(decoded) {
+            if self.stop.load(Ordering::SeqCst) || quarantine.has_ended() {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        true
+    }
+
     /// Opens the raw table of every source. `None` when the service is to stop.
     pub(super) fn open_raw(
         &self,
@@ -58,13 +90,14 @@ impl Reading {
         Ok(Some(tables))
     }
 
-    /// Hands on all that has landed, and says how far that goes. `None` when the service is to stop.
+    /// Hands on all that has landed, and says how far that goes. `None` when the service is to stop, or the quarantine has ended.
     pub(super) fn hydrate(
         &self,
         runtime: &tokio::runtime::Handle,
         raw: &config::Raw,
         tables: &[RawTable],
         schemas: &Arc<dyn SchemaStore>,
+        quarantine: &mut Quarantine,
         send: &SyncSender<Decoded>,
     ) -> Result<Option<Position>, String> {
         let mut landed = Position::default();
@@ -83,7 +116,7 @@ impl Reading {
                 changes += decoded.changes.len();
                 // What has landed is history.
                 decoded.changes.iter_mut().for_each(|change| change.commit_ms = 0);
-                if !self.hand_on(decoded, send) {
+                if !self.quarantine(quarantine, &mut decoded) || !self.hand_on(decoded, send) {
                     return Ok(None);
                 }
             }
@@ -133,8 +166,12 @@ impl Reading {
                 Some(_) => {}
             }
         }
-        for partition in marks.keys().filter(|p| landed.get(p).is_none()) {
-            tracing::info!(%partition, "nothing of this partition has landed yet; it is read from its first offset");
+        let (old, new): (Vec<&Partition>, _) = marks.keys().partition(|p| landed.get(p).is_some());
+        // On a first start all are new, which nobody has to be told.
+        if !old.is_empty() {
+            for partition in new {
+                tracing::info!(%partition, "nothing of this partition has landed yet; it is read from its first offset");
+            }
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! The source thread: reads, decodes, and waits for peers that are away.
 //!
-//! The invariant: a batch that was read is handed on, whatever fails meanwhile; what is away is waited for and said, never skipped.
+//! The invariant: a batch that was read is handed on, whatever fails meanwhile; what is away is waited for and said, never skipped. What of it was
+//! rejected is given to the quarantine before raw and the driver get it: whoever must not pass a reject can then ask whether all is in there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::Shared;
 use crate::config::Config;
 use crate::decode::{Counts, Decoded, Decoder, RegistryClient, RowType, SchemaStore};
-use crate::raw::Landing;
+use crate::raw::{Gate, Landing, Quarantine};
 use crate::serve::{State, Status};
 use crate::source::kafka::KafkaSource;
 use crate::source::{self, Source, Watermarks};
@@ -36,27 +37,50 @@ impl Reading {
         self,
         runtime: &tokio::runtime::Handle,
         send: &SyncSender<Decoded>,
-        targets: &SyncSender<Position>,
+        targets: &SyncSender<(Position, Gate)>,
     ) -> Result<(), String> {
-        let topics: Vec<Arc<str>> = self.config.sources.iter().map(|s| s.topic.clone()).collect();
         let schemas: Arc<dyn SchemaStore> =
             Arc::new(RegistryClient::new(&self.config.registry).map_err(|e| e.to_string())?);
         let mut decoders = Vec::new();
         for (n, (source, row_type)) in self.config.sources.iter().zip(&self.row_types).enumerate() {
             decoders.push(Decoder::new(n, source, row_type.clone(), schemas.clone()).map_err(|e| e.to_string())?);
         }
-        let mut source = KafkaSource::new(&self.config.kafka, &topics).map_err(|e| e.to_string())?;
-        let Some(raw) = &self.config.raw else {
-            return self.follow(runtime, &mut source, &mut decoders, None, (send, targets));
-        };
-        let Some(tables) = self.open_raw(runtime, raw)? else { return Ok(()) };
-        let Some(landed) = self.hydrate(runtime, raw, &tables, &schemas, send)? else { return Ok(()) };
-        let (name, sources, observer) = (&self.config.name, &self.config.sources, self.status.clone());
-        let landing = Landing::start(raw, name, sources, tables, schemas, observer, runtime.clone());
-        let landing = landing.map_err(|e| format!("the landing cannot be started: {e}"))?;
-        let read = self.follow(runtime, &mut source, &mut decoders, Some((&landed, &landing)), (send, targets));
-        // What was read is landed before the service ends; what could not be, Kafka still has.
-        read.and(landing.stop().map_err(|e| e.to_string()))
+        let Some(mut quarantine) = self.open_quarantine(runtime)? else { return Ok(()) };
+        let mut landing = None;
+        let read = self.read(runtime, &schemas, &mut decoders, &mut quarantine, &mut landing, (send, targets));
+        // The quarantine first: raw's commits wait for it. What was read is in both before the service ends; what could not be, Kafka still has.
+        let kept = quarantine.stop().map_err(|e| e.to_string());
+        let landed = landing.map_or(Ok(()), Landing::stop).map_err(|e| e.to_string());
+        read.and(kept).and(landed)
+    }
+
+    /// Reads what has landed, and Kafka from there on into a landing; without raw, Kafka from its beginning.
+    fn read(
+        &self,
+        runtime: &tokio::runtime::Handle,
+        schemas: &Arc<dyn SchemaStore>,
+        decoders: &mut [Decoder],
+        quarantine: &mut Quarantine,
+        landing: &mut Option<Landing>,
+        (send, targets): (&SyncSender<Decoded>, &SyncSender<(Position, Gate)>),
+    ) -> Result<(), String> {
+        let Config { name, kafka, sources, raw, .. } = &self.config;
+        let topics: Vec<Arc<str>> = sources.iter().map(|s| s.topic.clone()).collect();
+        let mut source = KafkaSource::new(kafka, &topics).map_err(|e| e.to_string())?;
+        let mut landed = None;
+        if let Some(raw) = raw {
+            let Some(tables) = self.open_raw(runtime, raw)? else { return Ok(()) };
+            landed = self.hydrate(runtime, raw, &tables, schemas, quarantine, send)?;
+            if landed.is_none() {
+                return Ok(());
+            }
+            let sources = sources.iter().cloned().zip(tables).collect();
+            let (gate, observer) = (quarantine.gate(), self.status.clone());
+            let started = Landing::start(raw, name, sources, schemas.clone(), gate, observer, runtime.clone());
+            *landing = Some(started.map_err(|e| format!("the landing cannot be started: {e}"))?);
+        }
+        let raw = landed.as_ref().zip(landing.as_ref());
+        self.follow(runtime, &mut source, decoders, raw, quarantine, (send, targets))
     }
 
     /// Reads Kafka: from where raw ends, into the landing, or from its beginning.
@@ -66,27 +90,23 @@ impl Reading {
         source: &mut KafkaSource,
         decoders: &mut [Decoder],
         raw: Option<(&Position, &Landing)>,
-        (send, targets): (&SyncSender<Decoded>, &SyncSender<Position>),
+        quarantine: &mut Quarantine,
+        (send, targets): (&SyncSender<Decoded>, &SyncSender<(Position, Gate)>),
     ) -> Result<(), String> {
         let landed = raw.map(|(landed, _)| landed);
         let Some(Begin { mut start, target, old }) = self.retry(|| self.begin(source, landed))? else { return Ok(()) };
-        if targets.send(target).is_err() || !self.reached(&start, send) {
+        if targets.send((target, quarantine.gate())).is_err() || !self.reached(&start, send) {
             return Ok(());
         }
         let mut next_lag = Instant::now();
-        while !self.stop.load(Ordering::SeqCst) {
+        while !self.stop.load(Ordering::SeqCst) && !quarantine.has_ended() {
             if Instant::now() >= next_lag {
                 // Lag is worth a look, not a halt: a broker that does not answer is noticed by polling.
                 if let Ok(marks) = source.watermarks() {
                     if self.join_added(source, &marks, &mut start)?.is_none() {
                         break;
                     }
-                    let done = self.status.position();
-                    self.status.set_lag(marks.into_iter().map(|(p, w)| {
-                        let from = done.get(&p).unwrap_or(w.low).max(w.low);
-                        let behind = (w.high.0 - from.0).max(0) as u64;
-                        (p, behind)
-                    }));
+                    self.status.set_watermarks(marks);
                 }
                 next_lag = Instant::now() + LAG_EVERY;
             }
@@ -97,9 +117,6 @@ impl Reading {
             metrics.source_messages.inc_by(batch.messages.len() as u64);
             metrics.source_bytes.inc_by(batch.bytes.len() as u64);
             let batch = Arc::new(batch);
-            if raw.is_some_and(|(_, landing)| !self.land(landing, &batch)) {
-                break;
-            }
             let Some(n) = self.config.sources.iter().position(|s| s.topic == batch.partition.topic) else { continue };
             let decoder = &mut decoders[n];
             let decoded = self.retry(|| {
@@ -110,7 +127,11 @@ impl Reading {
             decoded.changes.iter_mut().filter(|c| c.offset < old).for_each(|c| c.commit_ms = 0);
             metrics.count_events(&decoded.counts);
             decoded.rejects.iter().for_each(|r| metrics.count_reject(r.rule));
-            if !self.hand_on(decoded, send) {
+            // In this order.
+            let took = self.quarantine(quarantine, &mut decoded)
+                && raw.is_none_or(|(_, landing)| self.land(landing, &batch))
+                && self.hand_on(decoded, send);
+            if !took {
                 break;
             }
         }

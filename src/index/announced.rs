@@ -26,6 +26,15 @@ pub struct Announced {
     pub position: Position,
     /// The process that has announced this.
     pub writer: u64,
+    /// How far all of it is, written before that is shown to anybody: a restart shows no less.
+    pub reached: Reached,
+}
+
+/// All changes up to here are in the index.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Reached {
+    pub epoch: Epoch,
+    pub position: Position,
 }
 
 /// Where the announcement of an index lies.

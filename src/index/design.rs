@@ -112,8 +112,16 @@ pub fn problems(config: &config::Index, view: &Schema) -> Vec<config::Problem> {
         if name.contains('.') {
             problem("view", format!("the column {name:?} has a dot in its name; give it another with AS"));
         }
-        if view.fields()[..n].iter().any(|f| f.name() == name) {
-            problem("view", format!("two columns are named {name}; give one another name with AS"));
+        match view.fields()[..n].iter().find(|f| f.name().eq_ignore_ascii_case(name)) {
+            Some(other) if other.name() == name => {
+                problem("view", format!("two columns are named {name}; give one another name with AS"));
+            }
+            // Lance finds a column by its name in any case.
+            Some(other) => {
+                let both = format!("the columns {} and {name} differ in case alone", other.name());
+                problem("view", format!("{both}; give one another name with AS"));
+            }
+            None => {}
         }
     }
     problems

@@ -9,7 +9,7 @@ use std::sync::{Arc, RwLock, Weak};
 
 use super::search::{Shown, Snapshot};
 use super::writer::Writer;
-use super::{Applied, Error, Found, IndexSearcher, Kept, Place};
+use super::{Applied, Error, Found, IndexSearcher, Kept, Place, Reached};
 use crate::dataflow::ViewChange;
 use crate::embed::{BatchStats, EmbeddingStore, TextEmbedder};
 use crate::time::{Epoch, Position};
@@ -32,7 +32,7 @@ impl Indexer {
         let current = match index {
             Ok(kept) => {
                 writer.mend_store(&kept).await?;
-                let (epoch, position) = place.announced_position();
+                let Reached { epoch, position } = place.reached();
                 let snapshot = Snapshot::of(&kept.table, epoch, Arc::new(position)).await?;
                 Some((kept, Shown::new(RwLock::new(snapshot))))
             }
@@ -47,6 +47,11 @@ impl Indexer {
             indexer.begin().await?;
         }
         Ok(indexer)
+    }
+
+    /// How far all of the index is.
+    pub fn reached(&self) -> Reached {
+        self.place.reached()
     }
 
     /// How far the index may be.
@@ -106,10 +111,13 @@ impl Indexer {
     }
 
     /// Shows the index as it is now to searches: all of the position is in it, or, for a part of it, what was published before.
-    pub async fn publish(&self, reached: Option<(Epoch, &Position)>) -> Result<(), Error> {
+    pub async fn publish(&mut self, reached: Option<(Epoch, &Position)>) -> Result<(), Error> {
         let Some((kept, shown)) = &self.current else { return Ok(()) };
         let (epoch, position) = match reached {
-            Some((epoch, position)) => (epoch, Arc::new(position.clone())),
+            Some((epoch, position)) => {
+                self.place.reach(&kept.table, epoch, position).await?;
+                (epoch, Arc::new(position.clone()))
+            }
             None => {
                 let now = shown.read().expect("no holder of this lock panics");
                 (now.epoch, now.position.clone())
@@ -157,7 +165,7 @@ impl Indexer {
     pub async fn swap(&mut self, epoch: Epoch, position: &Position) -> Result<(), Error> {
         let next = self.next.take().expect("a table is being made");
         let old = self.place.announced().map(|a| a.table.clone());
-        self.place.announce(&next.table, epoch, position).await?;
+        self.place.reach(&next.table, epoch, position).await?;
         let (table, rows) = (&next.table.name, next.held.len());
         tracing::info!(table, rows, "the index is whole; it takes the place of the one before");
         let snapshot = Snapshot::of(&next.table, epoch, Arc::new(position.clone())).await?;

@@ -15,7 +15,7 @@ mod table;
 mod tests;
 mod writer;
 
-pub use announced::Announced;
+pub use announced::{Announced, Reached};
 pub use design::{Design, MadeOf, problems, refused_columns};
 pub use indexer::Indexer;
 pub use place::{Found, Kept, Place};

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use lancedb::Connection;
 
-use super::announced::Announcement;
+use super::announced::{Announcement, Reached};
 use super::table::Held;
 use super::{Announced, Design, Error, IndexTable};
 use crate::config;
@@ -80,6 +80,7 @@ impl Place {
                 }
                 // Where another dataflow was is nothing that this one would have to come to.
                 announced.position = Position::default();
+                announced.reached.position = Position::default();
                 self.announced = Some(announced.clone());
                 read = Some(Err(format!("it is another dataflow's: {reason}")));
             } else {
@@ -192,6 +193,11 @@ impl Place {
         self.announced.as_ref().map(|a| (a.epoch, a.position.clone())).unwrap_or_default()
     }
 
+    /// How far all of the index is.
+    pub(super) fn reached(&self) -> Reached {
+        self.announced.as_ref().map(|a| a.reached.clone()).unwrap_or_default()
+    }
+
     /// Says that this table is the index, and how far its next commits may bring it.
     pub(super) async fn announce(
         &mut self,
@@ -199,7 +205,25 @@ impl Place {
         epoch: Epoch,
         position: &Position,
     ) -> Result<(), Error> {
-        let is_said = |a: &Announced| a.table == table.name && a.epoch == epoch && a.position == *position;
+        let reached = self.reached();
+        self.say(table, epoch, position, reached).await
+    }
+
+    /// Says that this table is the index, and that all changes up to here are in it.
+    pub(super) async fn reach(&mut self, table: &IndexTable, epoch: Epoch, position: &Position) -> Result<(), Error> {
+        self.say(table, epoch, position, Reached { epoch, position: position.clone() }).await
+    }
+
+    async fn say(
+        &mut self,
+        table: &IndexTable,
+        epoch: Epoch,
+        position: &Position,
+        reached: Reached,
+    ) -> Result<(), Error> {
+        let is_said = |a: &Announced| {
+            a.table == table.name && a.epoch == epoch && a.position == *position && a.reached == reached
+        };
         if self.announced.as_ref().is_some_and(is_said) {
             return Ok(());
         }
@@ -210,6 +234,7 @@ impl Place {
             epoch,
             position: position.clone(),
             writer: self.writer,
+            reached,
         };
         self.announcement.write(&next).await?;
         self.announced = Some(next);

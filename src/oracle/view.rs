@@ -1,7 +1,7 @@
 //! One query twice: maintained by the engine, and computed from scratch by DataFusion.
 //!
-//! The invariant: the two share nothing but the SQL and the tables. DataFusion plans with its own optimiser, whatever rules the engine adds;
-//! only those that are known to give wrong answers are left out ([`batch_session`]).
+//! The invariant: the two share nothing but the SQL and the tables. DataFusion computes the query as it is written, without the
+//! optimiser that the engine's plans go through ([`plain_session`]), so that what is wrong there shows.
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -24,7 +24,7 @@ use futures::FutureExt;
 
 use super::database::Database;
 use crate::config::{Line, Materialized, Model};
-use crate::dataflow::{Engine, FailedRow, Handle, Plan, PlanError, batch_session};
+use crate::dataflow::{Engine, FailedRow, Handle, Plan, PlanError, plain_session};
 use crate::decode::Decoded;
 use crate::time::Epoch;
 
@@ -231,7 +231,7 @@ pub fn session(database: &Database) -> Result<(SessionContext, Vec<Arc<MemTable>
     let config = SessionConfig::new()
         .with_target_partitions(1)
         .set_bool("datafusion.sql_parser.map_string_types_to_utf8view", false);
-    let context = batch_session(config);
+    let context = plain_session(config);
     let mut tables = Vec::new();
     for (n, def) in database.defs().enumerate() {
         let table = Arc::new(MemTable::try_new(database.schema(n).clone(), vec![vec![database.batch(n)?]])?);

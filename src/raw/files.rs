@@ -6,14 +6,14 @@
 use std::sync::Arc;
 
 use arrow::array::{AsArray, RecordBatch};
-use arrow::datatypes::{ArrowPrimitiveType, Int32Type, Int64Type};
+use arrow::datatypes::{ArrowPrimitiveType, Int32Type, Int64Type, Schema};
 use bytes::Bytes;
 use deltalake::kernel::{Add, Remove};
 use deltalake::logstore::ObjectStoreRef;
-use deltalake::parquet::arrow::ArrowWriter;
 use deltalake::parquet::arrow::async_reader::{
     ParquetObjectReader, ParquetRecordBatchStream, ParquetRecordBatchStreamBuilder,
 };
+use deltalake::parquet::arrow::{ArrowWriter, ProjectionMask};
 use deltalake::parquet::basic::{Compression, ZstdLevel};
 use deltalake::parquet::errors::ParquetError;
 use deltalake::parquet::file::properties::WriterProperties;
@@ -22,8 +22,9 @@ use serde_json::json;
 
 use super::columns::{COMMIT, DAY};
 
-/// Rows that are read of a file at a time.
+/// Rows that are read of a file at a time, or fewer, where so many would come to more than these bytes: a message may be large.
 const READ_ROWS: usize = 1024;
+const READ_BYTES: i64 = 32 << 20;
 
 /// A file that a version of the table is made of.
 #[derive(Clone, Debug)]
@@ -64,13 +65,24 @@ impl DataFile {
         Ok(files)
     }
 
-    /// The rows, in order.
+    /// The rows, in order, with those columns that `schema` has too.
     pub async fn read(
         &self,
         store: &ObjectStoreRef,
+        schema: &Schema,
     ) -> Result<ParquetRecordBatchStream<ParquetObjectReader>, ParquetError> {
         let reader = ParquetObjectReader::new(store.clone(), self.path.clone()).with_file_size(self.size_bytes);
-        ParquetRecordBatchStreamBuilder::new(reader).await?.with_batch_size(READ_ROWS).build()
+        let builder = ParquetRecordBatchStreamBuilder::new(reader).await?;
+        let of = builder.parquet_schema();
+        let read = ProjectionMask::columns(of, schema.fields().iter().map(|f| f.name().as_str()));
+        let leaves = (0..of.num_columns()).filter(|leaf| read.leaf_included(*leaf));
+        let (mut rows, mut bytes) = (0, 0);
+        for group in builder.metadata().row_groups() {
+            rows += group.num_rows();
+            bytes += leaves.clone().map(|leaf| group.column(leaf).uncompressed_size()).sum::<i64>();
+        }
+        let at_once = READ_BYTES.saturating_mul(rows) / bytes.max(1);
+        builder.with_projection(read).with_batch_size(READ_ROWS.min(at_once.max(1) as usize)).build()
     }
 }
 

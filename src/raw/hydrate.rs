@@ -88,8 +88,7 @@ impl Hydration {
                 writers.insert(id.to_string(), bound);
             }
         }
-        let registered = table.log.writers().filter_map(|(id, text)| Some((id.parse().ok()?, text.into()))).collect();
-        let schemas: Arc<dyn SchemaStore> = Arc::new(Remembered { registered, others: schemas });
+        let schemas = table.schemas(schemas);
         let decoder = Decoder::new(index, source, row_type, schemas.clone()).map_err(|e| wrong(e.to_string()))?;
         Ok(Hydration {
             table: table.location().into(),
@@ -319,6 +318,14 @@ fn texts(column: &dyn Array, row: usize) -> Vec<&str> {
     let list = column.as_list::<i32>();
     let range = list.value_offsets()[row] as usize..list.value_offsets()[row + 1] as usize;
     range.map(|at| list.values().as_string::<i32>().value(at)).collect()
+}
+
+impl RawTable {
+    /// The schemas that the table remembers, and `others` for those that it does not.
+    pub fn schemas(&self, others: Arc<dyn SchemaStore>) -> Arc<dyn SchemaStore> {
+        let registered = self.log.writers().filter_map(|(id, text)| Some((id.parse().ok()?, text.into()))).collect();
+        Arc::new(Remembered { registered, others })
+    }
 }
 
 /// The table's own schemas, before anybody else is asked.

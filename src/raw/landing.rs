@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use super::Error;
 use super::events::Events;
+use super::patience::retry;
+use super::quarantine::Gate;
 use super::snapshot;
 use super::table::RawTable;
 use crate::config;
@@ -17,14 +19,7 @@ use crate::decode::SchemaStore;
 use crate::source::{Message, MessageBatch};
 use crate::time::Position;
 
-const BACKOFF_MIN: Duration = Duration::from_millis(100);
-const BACKOFF_MAX: Duration = Duration::from_secs(10);
-/// How often is looked for what can go.
-const VACUUM_EVERY: Duration = Duration::from_secs(3600);
-/// Tries of one piece of work once the landing is to stop. What is left then, Kafka still has.
-const LAST_TRIES: usize = 3;
-
-/// What hears of a landing. Called by its thread, which waits for the answer.
+/// What hears of a landing, and of a quarantine. Called by their threads, which wait for the answer.
 pub trait Observer: Send + Sync {
     /// A commit added `rows`; `landed` is the next offset of every partition of that table.
     fn landed(&self, _landed: &Position, _rows: usize) {}
@@ -34,6 +29,12 @@ pub trait Observer: Send + Sync {
 
     /// Storage or the registry is away, and why; `None` when it answers again.
     fn waiting(&self, _reason: Option<&str>) {}
+
+    /// Of all messages that ever went into quarantine, how many are open.
+    fn quarantined(&self, _open: usize, _total: usize) {}
+
+    /// The quarantine's storage is away, and why; `None` when it answers again.
+    fn quarantine_waiting(&self, _reason: Option<&str>) {}
 }
 
 pub struct Landing {
@@ -67,33 +68,33 @@ impl Shared {
 }
 
 impl Landing {
-    /// Starts the thread. `tables` are those of `sources`, in their order; `runtime` has to be a multi-threaded one.
+    /// Starts the thread. A message whose reject the quarantine behind `gate` has taken lands after it; `runtime` has to be a multi-threaded one.
     pub fn start(
         raw: &config::Raw,
         dataflow: &str,
-        sources: &[config::Source],
-        tables: Vec<RawTable>,
+        sources: Vec<(config::Source, RawTable)>,
         schemas: Arc<dyn SchemaStore>,
+        gate: Gate,
         observer: Arc<dyn Observer>,
         runtime: tokio::runtime::Handle,
     ) -> std::io::Result<Landing> {
         let (queue, changed) = Default::default();
         let shared = Arc::new(Shared { queue, changed, queue_max_bytes: raw.queue_max_bytes });
-        let of = |(config, table): (&config::Source, RawTable)| Source {
-            events: Events::new(config, schemas.clone(), &table),
-            config: config.clone(),
+        let of = |(config, table): (config::Source, RawTable)| Source {
+            events: Events::new(&config, schemas.clone(), &table),
+            config,
             table,
             since: None,
             bytes: 0,
             tail_rows: None,
             snapshot: None,
-            vacuumed: Instant::now(),
         };
         let worker = Worker {
-            sources: sources.iter().zip(tables).map(of).collect(),
+            sources: sources.into_iter().map(of).collect(),
             raw: raw.clone(),
             dataflow: dataflow.into(),
             schemas,
+            gate,
             observer,
             runtime,
             shared: shared.clone(),
@@ -154,6 +155,7 @@ struct Worker {
     dataflow: String,
     sources: Vec<Source>,
     schemas: Arc<dyn SchemaStore>,
+    gate: Gate,
     observer: Arc<dyn Observer>,
     runtime: tokio::runtime::Handle,
     shared: Arc<Shared>,
@@ -171,7 +173,6 @@ struct Source {
     /// Rows since the last snapshot, once they were counted.
     tail_rows: Option<usize>,
     snapshot: Option<tokio::task::JoinHandle<()>>,
-    vacuumed: Instant,
 }
 
 impl Worker {
@@ -245,6 +246,13 @@ impl Worker {
         if source.since.take().is_none() {
             return Ok(());
         }
+        // Where columns can say what a message was, its bytes are in quarantine alone.
+        if !self.gate.wait() {
+            return Err(Error::lasting(
+                source.table.location(),
+                "what it would land is not in quarantine, which has ended",
+            ));
+        }
         let rows = source.events.take();
         let added = self.retry(n, |source, runtime| runtime.block_on(source.table.append(&rows)))?;
         let source = &mut self.sources[n];
@@ -262,29 +270,11 @@ impl Worker {
         self.observer.held(queue.bytes, self.shared.queue_max_bytes);
     }
 
-    /// Merging, checkpoints, removing, snapshots, as far as they are due. What is away is tried again after the next commit.
+    /// The table's upkeep and its snapshot, as far as they are due.
     fn upkeep(&mut self, n: usize) -> Result<(), Error> {
-        let Worker { raw, runtime, .. } = self;
-        let source = &mut self.sources[n];
-        let age = Duration::from_secs(raw.versions_max_age_s);
-        let done = runtime.block_on(async {
-            // Looking at the table's files costs something, too.
-            if source.table.version().is_multiple_of(raw.compact_min_files as u64) {
-                source.table.compact(raw.compact_min_files).await?;
-            }
-            source.table.checkpoint().await?;
-            if source.vacuumed.elapsed() >= VACUUM_EVERY {
-                source.vacuumed = Instant::now();
-                source.table.vacuum(age).await?;
-            }
-            Ok::<(), Error>(())
-        });
-        match done {
-            Err(e) if e.is_passing() => {
-                tracing::warn!(table = source.table.location(), error = %e, "upkeep has to wait")
-            }
-            other => other?,
-        }
+        let age = Duration::from_secs(self.raw.versions_max_age_s);
+        let log = &mut self.sources[n].table.log;
+        self.runtime.block_on(log.upkeep(self.raw.compact_min_files, age))?;
         self.snapshot(n);
         Ok(())
     }
@@ -331,39 +321,17 @@ impl Worker {
         }));
     }
 
-    /// Tries until it works. Waiting is said once, and over when it works again.
+    /// Tries until it works. What is left when the landing is to stop, Kafka still has.
     fn retry<T>(
         &mut self,
         n: usize,
         mut work: impl FnMut(&mut Source, &tokio::runtime::Handle) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let (mut backoff, mut waited, mut last_tries) = (BACKOFF_MIN, false, 0);
-        loop {
-            let error = match work(&mut self.sources[n], &self.runtime) {
-                Ok(done) => {
-                    if waited {
-                        tracing::info!(table = self.sources[n].table.location(), "lands again");
-                        self.observer.waiting(None);
-                    }
-                    return Ok(done);
-                }
-                Err(e) => e,
-            };
-            last_tries += usize::from(self.shared.queue().is_closed);
-            if !error.is_passing() || last_tries >= LAST_TRIES {
-                return Err(error);
-            }
-            if !waited {
-                tracing::warn!(table = self.sources[n].table.location(), error = %error, "landing waits");
-                waited = true;
-            }
-            self.observer.waiting(Some(&error.to_string()));
-            let begun = Instant::now();
-            while begun.elapsed() < backoff && (last_tries > 0 || !self.shared.queue().is_closed) {
-                std::thread::sleep(BACKOFF_MIN);
-            }
-            backoff = if last_tries > 0 { BACKOFF_MIN } else { (backoff * 2).min(BACKOFF_MAX) };
-        }
+        let Worker { sources, shared, observer, runtime, .. } = self;
+        let source = &mut sources[n];
+        let table = source.table.location().to_string();
+        let (is_closed, waiting) = (|| shared.queue().is_closed, |reason: Option<&str>| observer.waiting(reason));
+        retry((&table, "landing"), is_closed, waiting, || work(source, runtime))
     }
 }
 

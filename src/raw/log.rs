@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use arrow::datatypes::{Schema, SchemaRef};
 use bytes::Bytes;
@@ -34,11 +35,13 @@ pub(super) struct Log {
     pub store: LogStoreRef,
     /// Before the topic in a transaction's app id.
     app: String,
-    topic: Arc<str>,
     state: State,
     /// A commit that was put, with an outcome that is not known.
     pending: Option<Pending>,
     lost: Option<(u64, String)>,
+    /// The version of the last checkpoint that this writer has made, or that it began with, and when it last looked for what can go.
+    pub checkpointed: u64,
+    pub vacuumed: Instant,
 }
 
 /// What the log says as of a version.
@@ -86,12 +89,12 @@ impl Change {
 }
 
 impl Log {
-    /// Opens the table, or makes it with these columns.
+    /// Opens the table, or makes it with these columns. `of` is the dataflow and the topic whose offsets the table lands in their order, for one
+    /// that does.
     pub async fn open(
         name: &str,
         store: LogStoreRef,
-        dataflow: &str,
-        topic: &Arc<str>,
+        of: Option<(&str, &Arc<str>)>,
         schema: &Schema,
         partitioned_by: &[&str],
         properties: &[(&str, &str)],
@@ -111,24 +114,11 @@ impl Log {
         }
         table.load().await.map_err(delta)?;
         let snapshot = table.snapshot().map_err(delta)?;
-        let app = format!("freshet/{dataflow}");
-        let mut landed = Position::default();
-        let numbers = partition_numbers(&table).map_err(|e| Error::lasting(name, e))?;
-        for number in numbers.clone() {
-            let partition = Partition::new(topic.clone(), number);
-            let app_id = app_id(&app, &partition);
-            match snapshot.transaction_version(store.as_ref(), &app_id).await.map_err(delta)? {
-                Some(next) => drop(landed.advance(&partition, Offset(next))),
-                // Between the first and the last there may be partitions without a row.
-                None if number != *numbers.start() && number != *numbers.end() => {}
-                None => {
-                    let reason = format!(
-                        "it has rows of partition {number}, and no txn {app_id:?}: it is another dataflow's or another topic's"
-                    );
-                    return Err(Error::lasting(name, reason));
-                }
-            }
-        }
+        let app = format!("freshet/{}", of.map_or("", |(dataflow, _)| dataflow));
+        let landed = match of {
+            Some((_, topic)) => landed(name, &store, &table, &app, topic).await?,
+            None => Position::default(),
+        };
         let own: Schema = snapshot
             .metadata()
             .parse_schema()
@@ -136,7 +126,8 @@ impl Log {
             .and_then(|s| (&s).try_into_arrow().map_err(|e| Error::lasting(name, e)))?;
         let state =
             State { version: snapshot.version(), metadata: snapshot.metadata().clone(), schema: Arc::new(own), landed };
-        Ok(Log { name: name.into(), store, app, topic: topic.clone(), state, pending: None, lost: None })
+        let (checkpointed, vacuumed) = (state.version, Instant::now());
+        Ok(Log { name: name.into(), store, app, state, pending: None, lost: None, checkpointed, vacuumed })
     }
 
     pub fn version(&self) -> u64 {
@@ -248,10 +239,35 @@ impl Log {
         }
         Ok(())
     }
+}
 
-    pub fn topic(&self) -> &Arc<str> {
-        &self.topic
+/// The next offset of every partition of `topic` that the table has rows of.
+async fn landed(
+    name: &str,
+    store: &LogStoreRef,
+    table: &DeltaTable,
+    app: &str,
+    topic: &Arc<str>,
+) -> Result<Position, Error> {
+    let delta = |e| Error::delta(name, e);
+    let mut landed = Position::default();
+    let numbers = partition_numbers(table).map_err(|e| Error::lasting(name, e))?;
+    for number in numbers.clone() {
+        let partition = Partition::new(topic.clone(), number);
+        let app_id = app_id(app, &partition);
+        match table.snapshot().map_err(delta)?.transaction_version(store.as_ref(), &app_id).await.map_err(delta)? {
+            Some(next) => drop(landed.advance(&partition, Offset(next))),
+            // Between the first and the last there may be partitions without a row.
+            None if number != *numbers.start() && number != *numbers.end() => {}
+            None => {
+                let reason = format!(
+                    "it has rows of partition {number}, and no txn {app_id:?}: it is another dataflow's or another topic's"
+                );
+                return Err(Error::lasting(name, reason));
+            }
+        }
     }
+    Ok(landed)
 }
 
 fn app_id(app: &str, partition: &Partition) -> String {

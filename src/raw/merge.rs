@@ -37,7 +37,7 @@ struct Front {
 }
 
 impl Merge {
-    /// Rows come with the columns of `schema`; `table` is for messages.
+    /// Rows come with the columns of `schema`, and no others are read; `table` is for messages.
     pub fn new(table: &str, store: ObjectStoreRef, schema: SchemaRef, mut files: Vec<DataFile>) -> Merge {
         files.sort_by_key(|f| f.commits);
         Merge { table: table.into(), store, schema, after: -1, waiting: files.into(), open: Vec::new() }
@@ -56,7 +56,7 @@ impl Merge {
             && self.least().is_none_or(|least| file.commits.0 <= least.0)
         {
             let file = self.waiting.pop_front().expect("it is there");
-            let rows = file.read(&self.store).await.map_err(|e| self.unreadable(e))?;
+            let rows = file.read(&self.store, &self.schema).await.map_err(|e| self.unreadable(e))?;
             let mut front = Front { rows, batch: RecordBatch::new_empty(self.schema.clone()), at: 0 };
             if self.fill(&mut front).await? {
                 self.open.push(front);

@@ -11,7 +11,8 @@
 //! the one version that follows what this writer has seen, and only if that version is not there: a log that anybody else has written to
 //! refuses it. A commit whose outcome is not known is put again with the same bytes under the same version, until the log says whose it is.
 //!
-//! Nothing here is on the path to the index, and nothing here judges an event: what cannot be read lands with its bytes and the reason.
+//! Nothing here is on the path to the index, and landing judges no event: what cannot be read lands with its bytes and the reason. What decoding
+//! rejects waits in a table beside these ([`Quarantine`]), and is in it before it lands.
 //!
 //! | column | |
 //! |---|---|
@@ -34,6 +35,8 @@ mod hydrate;
 mod landing;
 mod log;
 mod merge;
+mod patience;
+mod quarantine;
 mod snapshot;
 mod store;
 mod table;
@@ -51,6 +54,7 @@ pub use columns::Columns;
 pub use events::{Events, Rows};
 pub use hydrate::Hydration;
 pub use landing::{Landing, Observer};
+pub use quarantine::{Entries, Entry, Gate, Quarantine, QuarantineTable};
 pub use snapshot::{Snapshot, SnapshotStats};
 pub use table::RawTable;
 
@@ -64,7 +68,7 @@ pub enum Error {
     Schemas(#[from] crate::decode::Error),
     /// Somebody else writes to the table. This writer has stopped: what it would add may be there already.
     #[error(
-        "another writer has committed version {version} of the table {table} ({by}); a raw table has one writer: stop the other one and start again"
+        "another writer has committed version {version} of the table {table} ({by}); it has one writer: stop the other one and start again"
     )]
     OtherWriter { table: String, version: u64, by: String },
     /// Will not heal by waiting.

@@ -26,7 +26,7 @@ use super::hydrate::Hydration;
 use super::log::{Change, Log, NewSchema};
 use super::merge::Merge;
 use super::table::RawTable;
-use super::upkeep::{Writing, vacuum};
+use super::upkeep::Writing;
 use super::{Error, store};
 use crate::config;
 use crate::decode::{Decoder, Op, RowType, Rule, SchemaStore};
@@ -68,7 +68,7 @@ impl Place {
         let table = RawTable::open(&self.location, &self.options, &self.dataflow, &self.source.topic).await?;
         let mut snapshot = Snapshot::open(&self.location, &self.options, &self.dataflow, &table).await?;
         let stats = snapshot.take(&table, &self.source, schemas).await?;
-        snapshot.vacuum(age).await?;
+        snapshot.log.vacuum(age).await?;
         Ok(stats)
     }
 }
@@ -93,7 +93,8 @@ impl Snapshot {
         table: &RawTable,
     ) -> Result<Snapshot, Error> {
         let properties = [("delta.dataSkippingStatsColumns", "partition,offset,commit")];
-        let log = Log::open(location, store, dataflow, table.log.topic(), table.log.schema(), &[], &properties).await?;
+        let of = Some((dataflow, table.topic()));
+        let log = Log::open(location, store, of, table.log.schema(), &[], &properties).await?;
         Ok(Snapshot { log })
     }
 
@@ -178,12 +179,6 @@ impl Snapshot {
             })
             .await?;
         Ok(SnapshotStats { read, kept: kept.iter().filter(|kept| **kept).count() })
-    }
-
-    /// Removes the files of snapshots that were replaced longer than `age` ago.
-    pub async fn vacuum(&mut self, age: Duration) -> Result<usize, Error> {
-        self.log.settle().await?;
-        vacuum(&self.log, age).await
     }
 }
 

@@ -26,9 +26,8 @@ const PROPERTIES: [(&str, &str); 2] =
 
 pub struct RawTable {
     pub(super) log: Log,
+    topic: Arc<str>,
     columns: Columns,
-    /// The version of the last checkpoint that this writer has made, or that it began with.
-    pub(super) checkpointed: u64,
 }
 
 impl RawTable {
@@ -49,12 +48,11 @@ impl RawTable {
         topic: &Arc<str>,
     ) -> Result<RawTable, Error> {
         let own = Columns::default().schema();
-        let log = Log::open(location, store, dataflow, topic, &own, &[DAY], &PROPERTIES).await?;
+        let log = Log::open(location, store, Some((dataflow, topic)), &own, &[DAY], &PROPERTIES).await?;
         super::columns::merged(log.schema(), &own)
             .map_err(|e| Error::lasting(location, format!("this is no raw table of Freshet's: {e}")))?;
         let columns = Columns::of(log.schema());
-        let checkpointed = log.version();
-        Ok(RawTable { log, columns, checkpointed })
+        Ok(RawTable { log, topic: topic.clone(), columns })
     }
 
     /// Where the table lies.
@@ -71,8 +69,17 @@ impl RawTable {
         self.log.version()
     }
 
+    pub(super) fn topic(&self) -> &Arc<str> {
+        &self.topic
+    }
+
     pub(super) fn columns(&self) -> &Columns {
         &self.columns
+    }
+
+    /// Merges the small files of every day that has at least `min_files` (2 or more) of them; says how many files it took.
+    pub async fn compact(&mut self, min_files: usize) -> Result<usize, Error> {
+        self.log.compact(min_files).await
     }
 
     /// Adds the rows that have not landed, in one commit, and says how many they were. After a passing error give the same rows again: if
@@ -112,7 +119,7 @@ impl RawTable {
         order.retain(|at| {
             let (number, offset) = (numbers[*at as usize], Offset(offsets[*at as usize]));
             if last.as_ref().is_none_or(|(p, _)| p.number != number) {
-                let partition = Partition::new(self.log.topic().clone(), number);
+                let partition = Partition::new(self.topic.clone(), number);
                 let next = self.landed().get(&partition);
                 last = Some((partition, next));
             }

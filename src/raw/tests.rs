@@ -1,6 +1,6 @@
 //! A raw table under an object store that fails, and under other writers.
 
-mod faulty;
+pub(super) mod faulty;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -264,10 +264,10 @@ async fn every_offset_is_there_once_whatever_crashes() {
 async fn upkeep(table: &mut RawTable, random: &mut StdRng) -> Result<usize, Error> {
     let done = match random.random_range(0..3) {
         0 => table.compact(2).await,
-        1 => table.vacuum(std::time::Duration::ZERO).await,
+        1 => table.log.vacuum(std::time::Duration::ZERO).await,
         _ => {
-            table.checkpointed = table.version() + 50;
-            table.checkpoint().await.map(usize::from)
+            table.log.checkpointed = table.version() + 50;
+            table.log.checkpoint().await.map(usize::from)
         }
     };
     match done {
@@ -367,12 +367,12 @@ async fn small_files_are_merged_and_old_ones_removed() {
     assert_eq!(table.compact(7).await.unwrap(), 0, "they are too few");
     assert_eq!(table.compact(6).await.unwrap(), 6);
     assert_eq!(table.compact(2).await.unwrap(), 0, "there is one now");
-    table.checkpointed = 100;
-    assert!(table.checkpoint().await.unwrap());
-    assert!(!table.checkpoint().await.unwrap());
+    table.log.checkpointed = 100;
+    assert!(table.log.checkpoint().await.unwrap());
+    assert!(!table.log.checkpoint().await.unwrap());
     // The young are kept, then six files of data and the log before the checkpoint go.
-    assert_eq!(table.vacuum(std::time::Duration::from_secs(60)).await.unwrap(), 0);
-    assert_eq!(table.vacuum(std::time::Duration::ZERO).await.unwrap(), 6 + 7);
+    assert_eq!(table.log.vacuum(std::time::Duration::from_secs(60)).await.unwrap(), 0);
+    assert_eq!(table.log.vacuum(std::time::Duration::ZERO).await.unwrap(), 6 + 7);
     let mut table = store.open().await;
     assert_eq!((all(&table).await, table.landed()), (before, &landed), "also for who opens it now");
     let rows = rows(&table, 0, 4, &[event(4, &[]), event(5, &[]), event(6, &[])]).await;
@@ -418,7 +418,8 @@ fn landing(store_table: RawTable, queue_max_bytes: usize, heard: &Arc<Heard>) ->
     let schemas = Arc::new(FixedSchemas::default());
     let runtime = tokio::runtime::Handle::current();
     let raw = config(queue_max_bytes);
-    Landing::start(&raw, "shop", &[source()], vec![store_table], schemas, heard.clone(), runtime).unwrap()
+    let sources = vec![(source(), store_table)];
+    Landing::start(&raw, "shop", sources, schemas, Gate::default(), heard.clone(), runtime).unwrap()
 }
 
 /// Offers until it is taken.
@@ -493,7 +494,7 @@ fn a_folder_of_another_kind_is_no_raw_table() {
             true,
         )]);
         let store = super::store::log_store(location, &BTreeMap::new()).unwrap();
-        super::log::Log::open(location, store, "shop", &source().topic, &other, &[], &[]).await.unwrap();
+        super::log::Log::open(location, store, Some(("shop", &source().topic)), &other, &[], &[]).await.unwrap();
         let error = RawTable::open(location, &BTreeMap::new(), "shop", &source().topic).await.err().unwrap();
         assert!(error.to_string().contains("offset is Utf8, not Int64") && !error.is_passing(), "{error}");
     });

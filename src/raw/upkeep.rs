@@ -4,7 +4,7 @@
 //! data), so a second writer is noticed here too; removing is never a commit, and takes only files that no version younger than the given age has.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use deltalake::Path;
 use deltalake::checkpoints::{cleanup_expired_logs_for, create_checkpoint};
@@ -18,7 +18,6 @@ use super::Error;
 use super::files::{DataFile, FileWriter};
 use super::log::{Change, Log};
 use super::merge::Merge;
-use super::table::RawTable;
 
 /// A file of this size is not merged any more.
 const SMALL_BYTES: u64 = 32 << 20;
@@ -26,14 +25,40 @@ const SMALL_BYTES: u64 = 32 << 20;
 pub(super) const FILE_BYTES: usize = 64 << 20;
 /// Commits from one checkpoint of the log to the next.
 const CHECKPOINT_COMMITS: u64 = 50;
+/// How often is looked for what can go.
+const VACUUM_EVERY: Duration = Duration::from_secs(3600);
 
-impl RawTable {
+impl Log {
+    /// All of it, as far as it is due after a commit. What is away is tried again after the next one.
+    pub async fn upkeep(&mut self, compact_min_files: usize, versions_max_age: Duration) -> Result<(), Error> {
+        match self.due(compact_min_files, versions_max_age).await {
+            Err(e) if e.is_passing() => {
+                tracing::warn!(table = self.name, error = %e, "upkeep has to wait");
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    async fn due(&mut self, compact_min_files: usize, versions_max_age: Duration) -> Result<(), Error> {
+        // Looking at the table's files costs something, too.
+        if self.version().is_multiple_of(compact_min_files as u64) {
+            self.compact(compact_min_files).await?;
+        }
+        self.checkpoint().await?;
+        if self.vacuumed.elapsed() >= VACUUM_EVERY {
+            self.vacuumed = Instant::now();
+            self.vacuum(versions_max_age).await?;
+        }
+        Ok(())
+    }
+
     /// Merges the small files of every day that has at least `min_files` (2 or more) of them; says how many files it took.
     pub async fn compact(&mut self, min_files: usize) -> Result<usize, Error> {
-        self.log.settle().await?;
+        self.settle().await?;
         let mut days: BTreeMap<Option<String>, Vec<DataFile>> = BTreeMap::new();
-        let wrong = |e: String| Error::lasting(&self.log.name, e);
-        for file in DataFile::all(&self.log.load().await?).map_err(wrong)? {
+        let wrong = |e: String| Error::lasting(&self.name, e);
+        for file in DataFile::all(&self.load().await?).map_err(wrong)? {
             if file.size_bytes < SMALL_BYTES {
                 days.entry(file.day.clone()).or_default().push(file);
             }
@@ -42,15 +67,15 @@ impl RawTable {
         for (day, files) in days.into_iter().filter(|(_, files)| files.len() >= min_files.max(2)) {
             merged += files.len();
             let mut actions: Vec<Action> = files.iter().map(|f| Action::Remove(f.remove.clone())).collect();
-            let store = self.log.store.object_store(None);
-            let mut rows = Merge::new(&self.log.name, store, self.log.schema().clone(), files);
-            let mut writer = Writing::new(&self.log, day.as_deref(), false);
+            let store = self.store.object_store(None);
+            let mut rows = Merge::new(&self.name, store, self.schema().clone(), files);
+            let mut writer = Writing::new(self, day.as_deref(), false);
             while let Some(batch) = rows.next().await? {
                 writer.write(&batch).await?;
             }
             actions.extend(writer.finish().await?);
             let operation = DeltaOperation::Optimize { predicate: None, target_size: FILE_BYTES as i64 };
-            self.log.commit(Change::new(actions, operation)).await?;
+            self.commit(Change::new(actions, operation)).await?;
         }
         Ok(merged)
     }
@@ -60,9 +85,9 @@ impl RawTable {
         if self.version() / CHECKPOINT_COMMITS == self.checkpointed / CHECKPOINT_COMMITS {
             return Ok(false);
         }
-        self.log.settle().await?;
-        let table = self.log.load().await?;
-        create_checkpoint(&table, None).await.map_err(|e| Error::delta(&self.log.name, e))?;
+        self.settle().await?;
+        let table = self.load().await?;
+        create_checkpoint(&table, None).await.map_err(|e| Error::delta(&self.name, e))?;
         self.checkpointed = self.version();
         Ok(true)
     }
@@ -70,29 +95,25 @@ impl RawTable {
     /// Removes data files that no version younger than `age` has, those included that a crash left behind, and the log before the last
     /// checkpoint of that age; says how many files that were.
     pub async fn vacuum(&mut self, age: Duration) -> Result<usize, Error> {
-        self.log.settle().await?;
-        vacuum(&self.log, age).await
+        self.settle().await?;
+        let delta = |e| Error::delta(&self.name, e);
+        let age = chrono::Duration::from_std(age).map_err(|e| Error::lasting(&self.name, e))?;
+        // delta-rs would commit twice, as anybody. It says what can go; going is no commit.
+        let plan = self.load().await?.vacuum().with_mode(VacuumMode::Full).with_retention_period(age);
+        let (_, plan) = plan.with_enforce_retention_duration(false).with_dry_run(true).await.map_err(delta)?;
+        let mut paths = Vec::with_capacity(plan.files_deleted.len());
+        for path in &plan.files_deleted {
+            paths.push(Ok(Path::parse(path).map_err(|e| Error::lasting(&self.name, e))?));
+        }
+        let removed = self.store.object_store(None).delete_stream(futures::stream::iter(paths).boxed());
+        let gone = |e: &object_store::Error| matches!(e, object_store::Error::NotFound { .. });
+        let removed =
+            removed.filter(|r| futures::future::ready(!r.as_ref().is_err_and(gone))).try_collect::<Vec<_>>().await;
+        let removed = removed.map_err(|e| Error::store(&self.name, e))?.len();
+        let before = (chrono::Utc::now() - age).timestamp_millis();
+        let logs = cleanup_expired_logs_for(self.version(), self.store.as_ref(), before, None).await.map_err(delta)?;
+        Ok(removed + logs)
     }
-}
-
-pub(super) async fn vacuum(log: &Log, age: Duration) -> Result<usize, Error> {
-    let delta = |e| Error::delta(&log.name, e);
-    let age = chrono::Duration::from_std(age).map_err(|e| Error::lasting(&log.name, e))?;
-    // delta-rs would commit twice, as anybody. It says what can go; going is no commit.
-    let plan = log.load().await?.vacuum().with_mode(VacuumMode::Full).with_retention_period(age);
-    let (_, plan) = plan.with_enforce_retention_duration(false).with_dry_run(true).await.map_err(delta)?;
-    let mut paths = Vec::with_capacity(plan.files_deleted.len());
-    for path in &plan.files_deleted {
-        paths.push(Ok(Path::parse(path).map_err(|e| Error::lasting(&log.name, e))?));
-    }
-    let removed = log.store.object_store(None).delete_stream(futures::stream::iter(paths).boxed());
-    let gone = |e: &object_store::Error| matches!(e, object_store::Error::NotFound { .. });
-    let removed =
-        removed.filter(|r| futures::future::ready(!r.as_ref().is_err_and(gone))).try_collect::<Vec<_>>().await;
-    let removed = removed.map_err(|e| Error::store(&log.name, e))?.len();
-    let before = (chrono::Utc::now() - age).timestamp_millis();
-    let logs = cleanup_expired_logs_for(log.version(), log.store.as_ref(), before, None).await.map_err(delta)?;
-    Ok(removed + logs)
 }
 
 /// Rows on their way into files of a table.

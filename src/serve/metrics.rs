@@ -5,7 +5,7 @@
 
 mod register;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -303,12 +303,12 @@ impl Metrics {
     }
 
     /// Shows the lag of these partitions and of no others.
-    pub(super) fn set_lag<'a>(&self, lag: impl Iterator<Item = (&'a Partition, u64)>) {
+    pub(super) fn set_lag(&self, lag: &BTreeMap<Partition, u64>) {
         let mut shown = self.lag_partitions.lock().expect("no holder of this lock panics");
         let mut gone = std::mem::take(&mut *shown);
         for (partition, events) in lag {
             let number = partition.number.to_string();
-            self.lag.with_label_values(&[&*partition.topic, &number]).set(events.min(i64::MAX as u64) as i64);
+            self.lag.with_label_values(&[&*partition.topic, &number]).set((*events).min(i64::MAX as u64) as i64);
             gone.remove(partition);
             shown.insert(partition.clone());
         }
@@ -411,7 +411,7 @@ mod tests {
     #[test]
     fn names_follow_the_pattern_and_every_one_can_be_scraped() {
         let metrics = Metrics::new();
-        metrics.set_lag([(&Partition::new("t", 0), 3)].into_iter());
+        metrics.set_lag(&BTreeMap::from([(Partition::new("t", 0), 3)]));
         metrics.observe_request(Route::Search, 200, Duration::from_millis(3));
         let text = metrics.render().unwrap();
         for name in metrics.series() {
@@ -445,8 +445,8 @@ mod tests {
     fn a_partition_that_is_gone_is_no_longer_shown() {
         let metrics = Metrics::new();
         let (a, b) = (Partition::new("t", 0), Partition::new("t", 1));
-        metrics.set_lag([(&a, 1), (&b, 2)].into_iter());
-        metrics.set_lag([(&b, 5)].into_iter());
+        metrics.set_lag(&BTreeMap::from([(a, 1), (b.clone(), 2)]));
+        metrics.set_lag(&BTreeMap::from([(b, 5)]));
         let text = metrics.render().unwrap();
         assert!(text.contains(r#"freshet_lag_events{partition="1",topic="t"} 5"#), "{text}");
         assert!(!text.contains(r#"partition="0""#), "{text}");

@@ -16,6 +16,8 @@ use super::failure::Failure;
 
 /// Neighbours when a request does not say.
 const K_DEFAULT: usize = 10;
+/// Longest text of a query. A model looks at some hundred tokens; taking a megabyte apart for them costs a hundred times its size in memory.
+const QUERY_MAX_BYTES: usize = 32 << 10;
 
 /// The routes, as they are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +117,10 @@ pub(super) fn search(body: &[u8], shape: &Shape, k_max: usize) -> Result<SearchR
         (Some(_), Some(_)) => return Err(Failure::bad("bad_request", "give \"query\" or \"vector\", not both")),
         (None, None) => return Err(Failure::bad("bad_request", "give a \"query\" (text) or a \"vector\"")),
         (Some(text), None) if text.trim().is_empty() => return Err(Failure::bad("bad_query", "\"query\" is empty")),
+        (Some(text), None) if text.len() > QUERY_MAX_BYTES => {
+            let reason = format!("\"query\" is {} bytes long; at most {QUERY_MAX_BYTES} are possible", text.len());
+            return Err(Failure::bad("bad_query", reason));
+        }
         (Some(text), None) => Near::Text(text),
         (None, Some(vector)) => Near::Vector(checked_vector(vector, shape.dimension)?),
     };
@@ -308,6 +314,12 @@ mod tests {
         ] {
             assert_eq!(code(body), expect, "{body}");
         }
+    }
+
+    #[test]
+    fn a_query_has_a_longest_text() {
+        let of = |bytes: usize| code(&format!(r#"{{"query": "{}"}}"#, "x".repeat(bytes)));
+        assert_eq!((of(QUERY_MAX_BYTES), of(QUERY_MAX_BYTES + 1)), ("ok", "bad_query"));
     }
 
     #[test]

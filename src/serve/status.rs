@@ -14,6 +14,7 @@ use super::freshness::{WINDOW, Window};
 use super::metrics::{EventOp, Metrics};
 use crate::dataflow::{OperatorStatus, TestOutput};
 use crate::decode::Rule;
+use crate::source::Watermarks;
 use crate::time::{Epoch, Partition, Position};
 
 /// What the engine is doing.
@@ -67,10 +68,13 @@ struct Now {
     since: Instant,
     epoch: Epoch,
     position: Position,
-    lag: BTreeMap<Partition, u64>,
+    /// What each partition holds, as it was last looked at.
+    marks: BTreeMap<Partition, Watermarks>,
     /// How far raw has landed, and why it cannot go on; there may be no raw.
     landed: Option<Position>,
     raw_waiting: Option<String>,
+    /// Why nothing can be put into quarantine.
+    quarantine_waiting: Option<String>,
     /// The dataflow's operators, each with its updates in a second since it was told of before.
     operators: Vec<(OperatorStatus, f64)>,
     operators_told: Instant,
@@ -96,10 +100,19 @@ enum Building {
 impl Now {
     /// The state as it is shown. Whoever waits is still where it was before, and goes on from there; a failure is not waited for.
     fn shown(&self) -> (State, &str) {
-        match &self.waiting {
+        match self.waiting.as_ref().or(self.quarantine_waiting.as_ref()) {
             Some(why) if self.state != State::Failed => (State::Waiting, why),
             _ => (self.state, &self.why),
         }
+    }
+
+    /// Events of each partition that were there when it was last looked at, and are not searchable yet.
+    fn lag(&self) -> BTreeMap<Partition, u64> {
+        let behind = |(partition, marks): (&Partition, &Watermarks)| {
+            let done = self.position.get(partition).unwrap_or_default().max(marks.low);
+            (partition.clone(), (marks.high.0 - done.0).max(0) as u64)
+        };
+        self.marks.iter().map(behind).collect()
     }
 }
 
@@ -113,9 +126,10 @@ impl Status {
             since: started,
             epoch: Epoch(0),
             position: Position::default(),
-            lag: BTreeMap::new(),
+            marks: BTreeMap::new(),
             landed: None,
             raw_waiting: None,
+            quarantine_waiting: None,
             operators: Vec::new(),
             operators_told: started,
             tests: Vec::new(),
@@ -195,6 +209,7 @@ impl Status {
         let mut now = self.now();
         now.epoch = now.epoch.max(epoch);
         now.position.join(position);
+        self.metrics.set_lag(&now.lag());
     }
 
     pub fn epoch(&self) -> Epoch {
@@ -205,11 +220,11 @@ impl Status {
         self.now().position.clone()
     }
 
-    /// The lag of every partition in events; partitions that are not named are forgotten.
-    pub fn set_lag(&self, lag: impl IntoIterator<Item = (Partition, u64)>) {
-        let lag: BTreeMap<Partition, u64> = lag.into_iter().collect();
-        self.metrics.set_lag(lag.iter().map(|(partition, events)| (partition, *events)));
-        self.now().lag = lag;
+    /// What each partition holds, which the lag is counted from; partitions that are not named are forgotten.
+    pub fn set_watermarks(&self, marks: impl IntoIterator<Item = (Partition, Watermarks)>) {
+        let mut now = self.now();
+        now.marks = marks.into_iter().collect();
+        self.metrics.set_lag(&now.lag());
     }
 
     /// How far a source's raw table has landed. Others keep theirs.
@@ -220,6 +235,11 @@ impl Status {
     /// Why the raw tables cannot be written, or that they can be again. The index goes on meanwhile, until the queue before them is full.
     pub fn set_raw_waiting(&self, why: Option<String>) {
         self.now().raw_waiting = why;
+    }
+
+    /// Why nothing can be put into quarantine, or that it can be again. The index does not go on past a message that was rejected meanwhile.
+    pub fn set_quarantine_waiting(&self, why: Option<String>) {
+        self.change(|now| now.quarantine_waiting = why);
     }
 
     /// What the dataflow's operators hold and have done, inputs first.
@@ -279,12 +299,12 @@ impl Status {
     /// Whether the partitions were looked at, and had nothing that is not searchable yet.
     pub fn is_level(&self) -> bool {
         let now = self.now();
-        !now.lag.is_empty() && now.lag.values().all(|events| *events == 0)
+        !now.marks.is_empty() && now.lag().values().all(|events| *events == 0)
     }
 
     /// Events of all partitions that are not searchable yet.
     pub fn lag_total(&self) -> u64 {
-        self.now().lag.values().sum()
+        self.now().lag().values().sum()
     }
 
     /// Changes that have just become searchable: for each, the milliseconds since the source's commit. Clocks that disagree may make
@@ -312,6 +332,7 @@ impl Status {
         let m = &self.metrics;
         let now = self.now();
         let (state, why) = now.shown();
+        let lag = now.lag();
         json!({
             "state": state.name(),
             "why": why,
@@ -321,8 +342,8 @@ impl Status {
             "uptime_s": self.started.elapsed().as_secs(),
             "epoch": now.epoch,
             "position": now.position,
-            "lag": by_partition(&now.lag),
-            "lag_total": now.lag.values().sum::<u64>(),
+            "lag": by_partition(&lag),
+            "lag_total": lag.values().sum::<u64>(),
             "freshness_ms": freshness,
             "source": {"messages": m.source_messages.get(), "bytes": m.source_bytes.get()},
             "decode": {
@@ -468,9 +489,27 @@ mod tests {
         status.set_waiting(None);
         assert_eq!(status.state_and_why(), (State::CatchingUp, "the index follows the view".into()));
         assert!(shown(State::CatchingUp) && !shown(State::Waiting));
+        status.set_quarantine_waiting(Some("the bucket is away".into()));
+        status.set_waiting(None);
+        assert_eq!(status.state_and_why(), (State::Waiting, "the bucket is away".into()), "each ends its own waiting");
+        status.set_quarantine_waiting(None);
+        assert_eq!(status.state(), State::CatchingUp);
         status.set_waiting(Some("the broker is away".into()));
         status.set_state(State::Failed, "the disk is full");
         assert_eq!(status.state_and_why(), (State::Failed, "the disk is full".into()));
+    }
+
+    #[test]
+    fn lag_goes_with_the_commit_and_not_with_the_next_look() {
+        let status = status();
+        assert!(!status.is_level(), "nothing was looked at");
+        status.set_watermarks([(Partition::new("t", 0), Watermarks { low: Offset(10), high: Offset(30) })]);
+        assert_eq!(status.lag_total(), 20);
+        status.set_committed(Epoch(1), &position(28));
+        assert_eq!(status.lag_total(), 2);
+        assert!(status.metrics().render().unwrap().contains(r#"freshet_lag_events{partition="0",topic="t"} 2"#));
+        status.set_committed(Epoch(2), &position(35));
+        assert!(status.is_level(), "more was read than there was at the last look");
     }
 
     #[test]
@@ -478,7 +517,9 @@ mod tests {
         let status = status();
         status.set_state(State::CatchingUp, "12 events behind");
         status.set_committed(Epoch(3), &position(9));
-        status.set_lag([(Partition::new("t", 1), 5), (Partition::new("t", 0), 7), (Partition::new("u", 0), 0)]);
+        let marks = |low, high| Watermarks { low: Offset(low), high: Offset(high) };
+        let (t0, t1, u0) = (Partition::new("t", 0), Partition::new("t", 1), Partition::new("u", 0));
+        status.set_watermarks([(t1, marks(3, 8)), (t0, marks(0, 16)), (u0, marks(4, 4))]);
         status.observe_freshness([10, 10, 10, -4]);
         let m = status.metrics();
         m.embeds_asked.inc_by(5);

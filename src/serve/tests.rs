@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 
 use super::*;
+use crate::source::Watermarks;
 use crate::time::{Offset, Partition};
 
 /// A view of three rows whose vectors are the axes. What its filter says is what goes wrong.
@@ -418,7 +419,7 @@ async fn metrics_can_be_read_by_prometheus() {
     api.search(json!({"query": "a"})).await;
     api.search(json!({"query": "a", "filter": "bad"})).await;
     api.status.observe_freshness([3, 40, 700]);
-    api.status.set_lag([(Partition::new("t", 3), 12)]);
+    api.status.set_watermarks([(Partition::new("t", 3), Watermarks { low: Offset(5), high: Offset(17) })]);
     let answer = api.ask("GET", "/metrics", "").await;
     assert_eq!(answer.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
     let families = samples(&answer.text().await.unwrap());

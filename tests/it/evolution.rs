@@ -119,12 +119,12 @@ async fn what_breaks_the_contract_is_said_and_set_aside() {
     let told = running.status().await;
     assert_eq!(told["decode"]["rejects"]["contract"], 5);
     assert_eq!(told["quarantine"], json!({"open": 5, "total": 5}));
-    let held = case.folder.quarantine();
+    let held = case.folder.quarantine().await;
     for (schema, reason) in expected {
         let entry =
-            held.iter().find(|e| e["schema_id"] == schema).unwrap_or_else(|| panic!("nothing of schema {schema}"));
-        assert_eq!((&entry["rule"], &entry["topic"]), (&json!("contract"), &json!(TOPIC)));
-        let said = entry["reason"].as_str().unwrap();
+            held.iter().find(|e| e.schema_id == Some(schema)).unwrap_or_else(|| panic!("nothing of schema {schema}"));
+        assert_eq!((&*entry.rule, &*entry.at.partition.topic), ("contract", TOPIC));
+        let said = &entry.reason;
         assert!(said.contains(reason) && said.contains(&format!("schema {schema}")), "{said}");
     }
     running.stop().await;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use freshet::config::{self, Config};
+use freshet::raw::{Entries, Entry};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -88,9 +89,14 @@ impl Folder {
     }
 
     /// What the quarantine holds, in the order in which it came.
-    pub fn quarantine(&self) -> Vec<Value> {
-        let text = std::fs::read_to_string(self.path().join("data/index/items.quarantine.jsonl")).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    pub async fn quarantine(&self) -> Vec<Entry> {
+        let (location, options) = self.config("localhost:1", "http://localhost:1").quarantine();
+        let mut entries = Entries::open(&location, &options, true).await.unwrap().expect("there is a quarantine");
+        let mut all = Vec::new();
+        while let Some(some) = entries.next().await.unwrap() {
+            all.extend(some);
+        }
+        all
     }
 }
 

@@ -1,5 +1,5 @@
 //! The program, killed at moments of chance while changes come and searches go on, again and again. Then what lies on disk is looked at: raw has
-//! every offset once, an audit of the index finds nothing, and no text was embedded twice.
+//! every offset once, the quarantine each that is no event, an audit of the index finds nothing, and no text was embedded twice.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -60,6 +60,7 @@ async fn a_kill_at_any_moment_costs_nothing() {
     let writer = Writer::new(&items.registry, &format!("{TOPIC}-value"), &envelope(&item_fields()));
     let mut reader = Reader::default();
     let mut program = Program::start(&items);
+    let mut noise = Vec::new();
     for _ in 0..KILLS {
         let until = Instant::now() + Duration::from_millis(rng.random_range(0..2500));
         while Instant::now() < until {
@@ -68,6 +69,11 @@ async fn a_kill_at_any_moment_costs_nothing() {
                 let text = format!("thing number {}", rng.random_range(0..TEXTS));
                 let value = event("u", Value::Null, row(id, &text, None, rng.random_range(0..9)));
                 items.connector.send(id, rng.random_bool(0.9).then(|| writer.message(value)));
+                if rng.random_bool(0.05) {
+                    let partition = rng.random_range(0..2);
+                    let offset = items.connector.raw(partition, None, Some(vec![7; rng.random_range(0..99)]));
+                    noise.push((partition, offset));
+                }
             }
             items.connector.flush();
             reader.search(&program).await;
@@ -100,6 +106,13 @@ async fn a_kill_at_any_moment_costs_nothing() {
     assert_eq!(audit.status.code(), Some(0), "{said}");
     assert!(said.contains("0 missing, 0 orphans, 0 stale, 0 duplicate keys"), "{said}");
 
+    let held = items.folder.quarantine().await;
+    let mut held: Vec<(i32, i64)> = held.iter().map(|e| (e.at.partition.number, e.at.offset.0)).collect();
+    held.sort_unstable();
+    noise.sort_unstable();
+    assert_eq!(held, noise, "each message that is none is in quarantine once");
+    assert!(!noise.is_empty());
+
     assert_eq!(offsets(&items).await, end.iter().map(|(p, next)| (*p, (0..*next).collect())).collect());
 
     // A record is 16 bytes of hash, 384 numbers and a checksum; texts that came twice would have two.
@@ -123,9 +136,11 @@ async fn offsets(items: &Items) -> BTreeMap<i32, Vec<i64>> {
     let mut hydration = Hydration::open(&table, None, 0, &source, row_type, schemas).await.unwrap();
     let mut offsets: BTreeMap<i32, Vec<i64>> = BTreeMap::new();
     while let Some(decoded) = hydration.next().await.unwrap() {
-        assert_eq!(decoded.rejects.len(), 0);
-        offsets.entry(decoded.partition.number).or_default().extend(decoded.changes.iter().map(|c| c.offset.0));
+        let of = offsets.entry(decoded.partition.number).or_default();
+        of.extend(decoded.changes.iter().map(|change| change.offset.0));
+        of.extend(decoded.rejects.iter().map(|reject| reject.offset.0));
     }
+    offsets.values_mut().for_each(|of| of.sort_unstable());
     offsets
 }
 

@@ -6,8 +6,9 @@
 use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
-    self, Expr, Function, FunctionArgumentClause, FunctionArguments, GroupByExpr, LimitClause, OrderBy, OrderByKind,
-    Select, SelectFlavor, SelectItem, SetExpr, Spanned, TableAlias, TableFactor, Visit, Visitor, WindowType,
+    self, BinaryOperator, Expr, Function, FunctionArgumentClause, FunctionArguments, GroupByExpr, LimitClause, OrderBy,
+    OrderByKind, Select, SelectFlavor, SelectItem, SetExpr, SetOperator, SetQuantifier, Spanned, TableAlias,
+    TableFactor, Visit, Visitor, WindowType,
 };
 
 use super::query::{Fault, Query};
@@ -74,7 +75,10 @@ impl Clauses<'_> {
 
     fn body(&mut self, body: &SetExpr) {
         let mut left = body;
-        while let SetExpr::SetOperation { left: further, right, .. } = left {
+        while let SetExpr::SetOperation { op, set_quantifier, left: further, right } = left {
+            // DataFusion takes them for a semi and an anti join, which do not count how often a row stands on either side.
+            let counts = *set_quantifier == SetQuantifier::All && *op != SetOperator::Union;
+            self.refuse(counts, &format!("{op} all"));
             self.leaf(right);
             left = further;
         }
@@ -255,6 +259,13 @@ impl Visitor for Clauses<'_> {
     fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
         match expr {
             Expr::Function(function) => self.function(function),
+            // PostgreSQL binds it closer than AND; this parser does not.
+            Expr::IsDistinctFrom(_, right) | Expr::IsNotDistinctFrom(_, right)
+                if matches!(&**right, Expr::BinaryOp { op: BinaryOperator::And | BinaryOperator::Or, .. }) =>
+            {
+                let reason = "what follows IS [NOT] DISTINCT FROM is taken up to the end of AND and OR: put the comparison in brackets";
+                self.fault(expr.span().start.line, reason);
+            }
             Expr::Trim { trim_characters: Some(characters), .. } if characters.len() > 1 => {
                 self.fault(expr.span().start.line, "TRIM with more than two arguments is not supported");
             }

@@ -11,6 +11,7 @@ use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::prelude::{SessionConfig, SessionContext};
 
 use super::batch::{DoubtJoins, DropRepeatedKeys};
+use super::mended::mended;
 use super::opaque::HideDependencies;
 
 /// Stack of a thread that plans: DataFusion calls itself once for each level that a query nests. Only what is used of it is ever taken.
@@ -44,7 +45,9 @@ fn config() -> SessionConfig {
 
 /// Parses and optimises what is to be maintained.
 pub(super) fn context() -> SessionContext {
-    let mut rules = Optimizer::new().rules;
+    let mut rules = mended(Optimizer::new().rules);
+    // It sums sums, and so gives a sum of decimals more digits than it was planned with.
+    rules.retain(|rule| rule.name() != SINGLE_DISTINCT);
     // Before all rules, and once more where subqueries have become joins.
     let at = rules.iter().position(|rule| rule.name() == PRUNES).expect("DataFusion prunes columns");
     rules.insert(at, Arc::new(HideDependencies));
@@ -56,6 +59,8 @@ pub(super) fn context() -> SessionContext {
 /// The rule that drops columns which nobody reads, and those that only seem to be determined by others (see [`super::opaque`]).
 const PRUNES: &str = "optimize_projections";
 
+const SINGLE_DISTINCT: &str = "single_distinct_aggregation_to_group_by";
+
 /// Rules of DataFusion 54 that change answers, or panic, each with a query that it gets wrong; the batch does without them.
 pub(super) const WRONG: &[&str] = &[
     // Takes the column after an expression for the key of the groups below it, and drops the others from `group by` and `order by`:
@@ -65,11 +70,24 @@ pub(super) const WRONG: &[&str] = &[
     // select 2 as a, c as b from (select c from t group by c) order by a, b limit 3
     "eliminate_duplicated_expr",
     // Without that one it panics over a key that a group names twice.
-    "single_distinct_aggregation_to_group_by",
+    SINGLE_DISTINCT,
     // Moves a predicate through a projection and leaves the columns' numbers as they were, and so loses rows:
     // select b.x from a right join b on a.k = b.k where abs(a.k) not between 1 and 3
     "FilterPushdown",
     "FilterPushdown(Post)",
+];
+
+/// Rules without which subqueries, `distinct on`, `not in`, `coalesce` and `limit 0` cannot be executed, and a sort below a limit is lost.
+const NEEDED: &[&str] = &[
+    "simplify_expressions",
+    "eliminate_limit",
+    "push_down_limit",
+    "rewrite_set_comparison",
+    "replace_distinct_aggregate",
+    "decorrelate_predicate_subquery",
+    "scalar_subquery_to_join",
+    "decorrelate_lateral_join",
+    "extract_equijoin_predicate",
 ];
 
 /// Computes models in batch.
@@ -78,9 +96,19 @@ pub(super) fn batch_context() -> SessionContext {
 }
 
 /// Computes in batch, with DataFusion's own rules but for those that are known to be wrong, and those of [`super::batch`] in their place.
-pub(crate) fn batch_session(config: SessionConfig) -> SessionContext {
-    let mut logical = Optimizer::new().rules;
-    logical.retain(|rule| !WRONG.contains(&rule.name()));
+fn batch_session(config: SessionConfig) -> SessionContext {
+    session(config, |rule| !WRONG.contains(&rule))
+}
+
+/// Computes a query as it is written: no rule moves a condition, reorders a join or drops a column, so that none can be wrong. Only what has
+/// no execution of its own becomes something that has. It is for small tables.
+pub(crate) fn plain_session(config: SessionConfig) -> SessionContext {
+    session(config, |rule| NEEDED.contains(&rule))
+}
+
+fn session(config: SessionConfig, wanted: impl Fn(&str) -> bool) -> SessionContext {
+    let mut logical = mended(Optimizer::new().rules);
+    logical.retain(|rule| wanted(rule.name()));
     logical.insert(0, Arc::new(DropRepeatedKeys));
     let mut physical = PhysicalOptimizer::new().rules;
     physical.retain(|rule| !WRONG.contains(&rule.name()));

@@ -9,6 +9,7 @@ mod build;
 mod clauses;
 mod context;
 mod lower;
+mod mended;
 mod message;
 mod nesting;
 mod opaque;
@@ -32,7 +33,7 @@ use datafusion::error::DataFusionError;
 use datafusion::prelude::{DataFrame, SessionContext};
 
 use self::build::Builder;
-pub(crate) use self::context::batch_session;
+pub(crate) use self::context::plain_session;
 use self::context::{alone, batch_context};
 pub(crate) use self::lower::{LOST, NOT_A_JOIN};
 use self::message::message;
@@ -290,6 +291,7 @@ impl Plan {
                 Work::Test(_) | Work::Look(_) => {}
                 Work::Inline(name) => {
                     let frame = Self::frame(step, &context).await?;
+                    context.deregister_table(TableReference::bare(name.as_str()))?;
                     context.register_table(TableReference::bare(name.as_str()), frame.into_view())?;
                 }
                 Work::Keep(name) => {

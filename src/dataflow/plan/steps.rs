@@ -19,7 +19,7 @@ pub(super) struct Step {
 
 #[derive(Clone, Debug)]
 pub(super) enum Work {
-    /// It is a part of whatever reads this name.
+    /// It is a part of whatever reads this name from here on.
     Inline(String),
     /// Its rows are what this name stands for from here on.
     Keep(String),
@@ -68,7 +68,8 @@ fn gate(relation: &str, tests: &[DataTest], steps: &mut Vec<Step>) {
     for test in tests.iter().filter(|t| t.relation == relation) {
         let Some(predicate) = test.predicate() else { continue };
         let test = Arc::new(test.clone());
-        let sql = format!("select * from \"{relation}\" where {predicate}");
+        // Failing rows are counted: no column of them need be kept.
+        let sql = format!("select 1 as failing from \"{relation}\" where {predicate}");
         steps.push(Step { sql, work: Work::Test(test.clone()), from: From::Test(test.clone()) });
         if test.severity == Severity::Error {
             hold.push(predicate);
@@ -78,7 +79,8 @@ fn gate(relation: &str, tests: &[DataTest], steps: &mut Vec<Step>) {
         // Each by itself: a subquery in a condition of its own becomes an anti join.
         let held: Vec<String> = hold.iter().map(|p| format!("({p}) is not true")).collect();
         let sql = format!("select * from \"{relation}\" where {}", held.join(" and "));
-        let (work, from) = (Work::Keep(relation.into()), From::Gate(relation.into()));
+        // A part of its readers, so that columns which none of them reads are dropped before it.
+        let (work, from) = (Work::Inline(relation.into()), From::Gate(relation.into()));
         steps.push(Step { sql, work, from });
     }
 }

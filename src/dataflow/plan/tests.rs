@@ -99,8 +99,16 @@ fn a_clause_that_would_be_ignored_is_refused() {
     refused("select id\ninto x from s__t", "v.sql:2: INTO is not supported");
     refused("from\ns__t", "v.sql:1: FROM without SELECT is not supported");
     refused("select\ntop 5 id from s__t", "v.sql:2: TOP is not supported");
+    refused("select id from s__t\nexcept all select 1", "v.sql:2: EXCEPT ALL is not supported");
+    refused("select id from s__t\nintersect all select 1", "v.sql:2: INTERSECT ALL is not supported");
+    accepted("select id from s__t except select 1 intersect select 2 union all select 3");
     refused("select *\nilike '%d' from s__t", "v.sql:2: ILIKE is not supported");
     refused("select id from s__t as x(a int,\n b text, c int, d text)", "v.sql:1: the columns of x have types");
+    refused(
+        "select id from s__t where\nid is not distinct from 1 and price > 2",
+        "v.sql:2: what follows IS [NOT] DISTINCT FROM",
+    );
+    accepted("select id from s__t where (id is not distinct from 1) and price is distinct from 2 + 1");
     accepted("select id, 'for update' as x from s__t where name <> 'prewhere' -- tablesample");
     accepted("select id, price as format from s__t");
 }

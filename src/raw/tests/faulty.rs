@@ -17,7 +17,7 @@ use object_store::{
 
 /// What happens to a write.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Fate {
+pub(in crate::raw) enum Fate {
     Works,
     /// Fails, and has done nothing.
     Fails,
@@ -29,7 +29,7 @@ pub(super) enum Fate {
 
 /// A store in memory whose writes meet their fates one after the other; then they work.
 #[derive(Clone, Default)]
-pub(super) struct Faulty(Arc<FaultyInner>);
+pub(in crate::raw) struct Faulty(Arc<FaultyInner>);
 
 #[derive(Default)]
 struct FaultyInner {
@@ -134,13 +134,13 @@ impl Faulty {
         Err(StoreError::Generic { store: "faulty", source: format!("{fate:?}").into() })
     }
 
-    pub(super) fn log_store(&self) -> LogStoreRef {
+    pub(in crate::raw) fn log_store(&self) -> LogStoreRef {
         let url = ensure_table_uri("memory:///").unwrap();
         let store: Arc<dyn ObjectStore> = Arc::new(self.clone());
         default_logstore(store.clone(), store, &url, &StorageConfig::default())
     }
 
-    pub(super) fn will(&self, fates: &[Fate]) {
+    pub(in crate::raw) fn will(&self, fates: &[Fate]) {
         *self.0.fates.lock().unwrap() = fates.iter().copied().collect();
     }
 }
