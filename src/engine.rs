@@ -21,7 +21,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use crate::config::Config;
-use crate::dataflow::{self, Row};
+use crate::dataflow::{self, Row, ViewChange};
 use crate::embed::{BatchStats, Embedder, EmbeddingStore, TextEmbedder};
 use crate::index::{Design, Indexer, Place};
 use crate::serve::{EmbedQuery, Metrics, SearchError, ServeState, Server, State, Status};
@@ -81,6 +81,9 @@ struct Pending {
     /// Whether the index follows the view already. Until then all of the view waits here, which is what reconciling compares with, so the
     /// bound on waiting keys cannot count yet.
     follows: bool,
+    /// Whether the indexer asks for all of the view, and all of it as it was after some epoch that `changes` reach back to.
+    wants_whole: bool,
+    whole: Option<Vec<ViewChange>>,
     /// Commit times of live events that `changes` (or an unchanged index) stand for.
     commits_ms: Vec<i64>,
     /// The driver has folded its last epoch.
@@ -104,12 +107,17 @@ impl Shared {
 impl Service {
     /// Starts everything.
     pub fn start(config: Config, progress: Progress) -> BoxFuture<'static, Result<Service, Error>> {
+        let embedder = Self::load(&config);
+        Self::start_with(config, embedder, progress)
+    }
+
+    fn load(config: &Config) -> BoxFuture<'static, Result<Arc<dyn TextEmbedder>, Error>> {
         let embed = config.embed.clone();
         let load = async move {
             let loaded = tokio::task::spawn_blocking(move || Embedder::load(&embed)).await;
             Ok(Arc::new(loaded.map_err(|e| Error::Peer(e.to_string()))??) as Arc<dyn TextEmbedder>)
         };
-        Self::start_with(config, load.boxed(), progress)
+        load.boxed()
     }
 
     /// The same with an embedder of the caller's; the API listens while it is made.
@@ -118,12 +126,19 @@ impl Service {
         embedder: BoxFuture<'static, Result<Arc<dyn TextEmbedder>, Error>>,
         progress: Progress,
     ) -> BoxFuture<'static, Result<Service, Error>> {
-        Self::begin(config, embedder, progress).boxed()
+        Self::begin(config, embedder, false, progress).boxed()
+    }
+
+    /// The same, with an index that is built anew, whatever lies there; one that can be used is searched and kept in step until then.
+    pub fn start_anew(config: Config, progress: Progress) -> BoxFuture<'static, Result<Service, Error>> {
+        let embedder = Self::load(&config);
+        Self::begin(config, embedder, true, progress).boxed()
     }
 
     async fn begin(
         config: Config,
         embedder: BoxFuture<'static, Result<Arc<dyn TextEmbedder>, Error>>,
+        anew: bool,
         progress: Progress,
     ) -> Result<Service, Error> {
         let status = Arc::new(Status::new(Arc::new(Metrics::new())));
@@ -137,7 +152,7 @@ impl Service {
         let view = plan.view_schema().clone();
         let design = Design::new(&config.index, &config.name, topics, view, &*embedder)?;
         // The index's lock comes first: what this process may not write it does not touch.
-        let found = Place::open(design).await?;
+        let found = Place::open(design, anew).await?;
         let store = EmbeddingStore::open(&config.embed.store, embedder.model_id(), embedder.dimension())?;
         let indexer = Indexer::new(found, store, embedder.clone()).await?;
         status.metrics().index_rows.set(indexer.len() as i64);
@@ -146,6 +161,12 @@ impl Service {
         status.set_committed(reached.epoch, &reached.position);
         let opening = Opening { state, embedder: Arc::new(QueryEmbedder(embedder)) };
         let opening = opening.open(&indexer)?;
+        if let Some(table) = indexer.table_name() {
+            status.set_table(table);
+        }
+        if indexer.is_building() {
+            status.set_building(None);
+        }
         if opening.is_none() && !indexer.is_empty() {
             status.set_ready();
         }

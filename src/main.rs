@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use freshet::config::{self, Config};
-use freshet::{audit, bench, demo, embed, engine, index, logging, quarantine};
+use freshet::{audit, bench, demo, embed, engine, index, logging, quarantine, rebuild, storage};
 
 /// Rows are allocated on one thread and freed on another, which the system's allocator is slow at.
 #[global_allocator]
@@ -56,6 +56,16 @@ enum Command {
         #[arg(long, default_value_t = 200)]
         sample: usize,
     },
+    /// Builds a dataflow's index anew, beside the one that is searched, which it replaces when it is whole.
+    ///
+    /// The service that runs is asked for it, on its own machine, and goes on meanwhile; where none runs it is done here, also in the place of an
+    /// index that a start refuses. Nothing is embedded that was embedded before. Until it is whole the old index stays, whatever ends.
+    Rebuild {
+        folder: PathBuf,
+        /// Where the service answers; by default where serve.listen says.
+        #[arg(long)]
+        url: Option<String>,
+    },
     /// Shows the messages that were rejected, and what would become of them today. Only reads; the service may run.
     Quarantine {
         #[command(subcommand)]
@@ -97,6 +107,7 @@ fn main() -> ExitCode {
             Command::Check { folder } => check(&folder).await,
             Command::Explain { folder, model } => explain(&folder, model.as_deref()).await,
             Command::Audit { folder, sample } => audit(&folder, sample).await,
+            Command::Rebuild { folder, url } => rebuild(&folder, url).await,
             Command::Quarantine { command } => quarantined(command).await,
             Command::Demo(options) => demo(options).await,
             Command::Doctor { folder } => doctor(&folder).await,
@@ -219,6 +230,23 @@ async fn audit(folder: &std::path::Path, sample: usize) -> u8 {
     }
 }
 
+async fn rebuild(folder: &std::path::Path, url: Option<String>) -> u8 {
+    let config = match checked(folder).await {
+        Ok(checked) => checked.config,
+        Err(code) => return code,
+    };
+    match rebuild::run(config, url).await {
+        Ok(rebuild::Rebuilt { table, rows }) => {
+            println!("{table} is the index now, with {rows} rows");
+            0
+        }
+        Err(e) => {
+            eprintln!("freshet: {e}");
+            3
+        }
+    }
+}
+
 async fn quarantined(command: quarantine::Command) -> u8 {
     let config = match load(command.folder()) {
         Ok(config) => config,
@@ -319,11 +347,10 @@ async fn doctor(folder: &std::path::Path) -> u8 {
     if config.registry.url.is_some() {
         say("registry", engine::ask_registry(&config).await);
     }
-    say(
-        "storage",
-        std::fs::create_dir_all(&config.index.uri)
-            .map(|()| config.index.uri.clone())
-            .map_err(|e| format!("{}: {e}", config.index.uri)),
-    );
+    let places = config.raw.iter().map(|raw| ("raw", &raw.uri, &raw.options));
+    for (what, uri, options) in [("index", &config.index.uri, &config.index.options)].into_iter().chain(places) {
+        let probed = storage::probe(uri, options).await;
+        say(what, probed.map(|()| uri.clone()).map_err(|e| format!("{uri}: {e}")));
+    }
     u8::from(!well)
 }

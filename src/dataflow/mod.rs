@@ -61,6 +61,8 @@ pub struct EpochOutput {
     pub failed_rows: Vec<FailedRow>,
     /// Rows that began to fail a data test, or no longer do.
     pub violations: Vec<Violation>,
+    /// Every key of the view with its row, as after the epoch, where it was asked for.
+    pub whole: Option<Vec<ViewChange>>,
 }
 
 /// A row that fails a data test.

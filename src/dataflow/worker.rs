@@ -55,12 +55,20 @@ pub struct Handle {
     stats: Arc<[Arc<Stats>]>,
     /// Whether a worker has panicked: the others wait for it in vain.
     dead: Arc<AtomicBool>,
-    input: Option<SyncSender<(Epoch, Vec<Decoded>)>>,
+    input: Option<SyncSender<Fed>>,
     output: Mutex<Receiver<EpochOutput>>,
     thread: Option<JoinHandle<()>>,
 }
 
-type Seed = (Receiver<(Epoch, Vec<Decoded>)>, std::sync::mpsc::Sender<EpochOutput>);
+/// An epoch that goes in.
+struct Fed {
+    epoch: Epoch,
+    decoded: Vec<Decoded>,
+    /// Whether all of the view is to come out with it.
+    whole: bool,
+}
+
+type Seed = (Receiver<Fed>, std::sync::mpsc::Sender<EpochOutput>);
 
 impl Engine {
     /// Starts `workers` threads. `row_types` are the tables', in the plan's order, which is the sources'.
@@ -127,7 +135,16 @@ fn spawn(config: timely::Config, work: &Work) -> Result<JoinHandle<()>, String> 
 impl Handle {
     /// Feeds one epoch; waits while too many are under way. Epochs only grow.
     pub fn send(&self, epoch: Epoch, decoded: Vec<Decoded>) -> Result<(), Stopped> {
-        self.input.as_ref().ok_or(Stopped)?.send((epoch, decoded)).map_err(|_| Stopped)
+        self.feed(Fed { epoch, decoded, whole: false })
+    }
+
+    /// The same, and asks for all of the view as it is after the epoch.
+    pub fn send_for_whole(&self, epoch: Epoch, decoded: Vec<Decoded>) -> Result<(), Stopped> {
+        self.feed(Fed { epoch, decoded, whole: true })
+    }
+
+    fn feed(&self, fed: Fed) -> Result<(), Stopped> {
+        self.input.as_ref().ok_or(Stopped)?.send(fed).map_err(|_| Stopped)
     }
 
     /// The operators, inputs first, and what each holds and has done.
@@ -296,7 +313,7 @@ struct Feed {
     probe: ProbeHandle<u64>,
     gathered: Rc<RefCell<Gathered>>,
     failures: Failures,
-    commands: Receiver<(Epoch, Vec<Decoded>)>,
+    commands: Receiver<Fed>,
     results: std::sync::mpsc::Sender<EpochOutput>,
     /// `None` where the view's rows come out as a multiset.
     view: Option<(View, Share)>,
@@ -308,7 +325,7 @@ impl Feed {
         let peers = worker.peers() as u64;
         let hasher = hasher();
         let mut applied = Position::default();
-        let mut under_way: VecDeque<Epoch> = VecDeque::new();
+        let mut under_way: VecDeque<(Epoch, bool)> = VecDeque::new();
         while !self.dead.load(Ordering::SeqCst) {
             // With nothing under way there is nothing to step for: sleep until something comes.
             let command = if under_way.is_empty() {
@@ -317,7 +334,7 @@ impl Feed {
                 self.commands.try_recv()
             };
             match command {
-                Ok((epoch, decoded)) => {
+                Ok(Fed { epoch, decoded, whole }) => {
                     self.advance(epoch.0);
                     for batch in decoded {
                         let seen = applied.get(&batch.partition).unwrap_or_default();
@@ -339,7 +356,7 @@ impl Feed {
                         }
                     }
                     self.advance(epoch.0 + 1);
-                    under_way.push_back(epoch);
+                    under_way.push_back((epoch, whole));
                 }
                 Err(TryRecvError::Empty) => {
                     worker.step_or_park(Some(Duration::from_micros(200)));
@@ -349,9 +366,10 @@ impl Feed {
                     worker.step();
                 }
             }
-            while let Some(epoch) = under_way.front().copied().filter(|e| !self.probe.less_than(&(e.0 + 1))) {
+            while let Some((epoch, whole)) = under_way.front().copied().filter(|e| !self.probe.less_than(&(e.0.0 + 1)))
+            {
                 under_way.pop_front();
-                let output = self.output(epoch);
+                let output = self.output(epoch, whole);
                 if self.results.send(output).is_err() {
                     return;
                 }
@@ -364,7 +382,7 @@ impl Feed {
     }
 
     /// What an epoch that is over came to; constants, which were there before the first epoch, come with it.
-    fn output(&mut self, epoch: Epoch) -> EpochOutput {
+    fn output(&mut self, epoch: Epoch, whole: bool) -> EpochOutput {
         let (keyed, mut diffs, mut violations) = {
             let mut gathered = self.gathered.borrow_mut();
             (
@@ -387,7 +405,8 @@ impl Feed {
             share.holds(view.size());
             (view_rows, duplicate_keys) = (view.len(), view.duplicates());
         }
-        EpochOutput { epoch, changes, diffs, view_rows, duplicate_keys, failed_rows, violations }
+        let whole = self.view.as_ref().filter(|_| whole).map(|(view, _)| view.whole());
+        EpochOutput { epoch, changes, diffs, view_rows, duplicate_keys, failed_rows, violations, whole }
     }
 }
 

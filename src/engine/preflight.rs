@@ -61,7 +61,6 @@ fn of_sections(config: &Config) -> Vec<Problem> {
         problems.push(Problem { key: "registry.url".into(), reason: e.reason });
     }
     problems.extend(embed::problems(&config.embed));
-    problems.extend(index::unreachable(&config.index));
     problems
 }
 

@@ -48,8 +48,7 @@ impl Design {
         view: SchemaRef,
         embedder: &dyn TextEmbedder,
     ) -> Result<Arc<Design>, Error> {
-        let wrong = unreachable(config).into_iter().chain(problems(config, &view));
-        if let Some(config::Problem { key, reason }) = wrong.into_iter().next() {
+        if let Some(config::Problem { key, reason }) = problems(config, &view).into_iter().next() {
             return Err(Error::Configuration { key, reason });
         }
         let column = |name: &str| view.index_of(name).expect("a column that is missing is a problem");
@@ -78,14 +77,6 @@ impl Design {
     pub(super) fn storage(&self, e: impl std::fmt::Display) -> Error {
         Error::Storage { uri: self.config.uri.clone(), reason: e.to_string() }
     }
-}
-
-/// What is wrong with where an index is to lie, by the key of the configuration.
-pub fn unreachable(config: &config::Index) -> Option<config::Problem> {
-    config.uri.contains("://").then(|| config::Problem {
-        key: "index.uri".into(),
-        reason: format!("is {:?}; an index on an object store is not there yet, it has to be a folder", config.uri),
-    })
 }
 
 /// What keeps a view from being indexed, by the keys of the configuration.

@@ -70,11 +70,13 @@ pub(super) struct Snapshot {
     table: Table,
     pub epoch: Epoch,
     pub position: Arc<Position>,
+    /// The table's, which is not removed while somebody searches it.
+    _in_use: Arc<()>,
 }
 
 impl Snapshot {
     pub async fn of(table: &IndexTable, epoch: Epoch, position: Arc<Position>) -> Result<Arc<Snapshot>, Error> {
-        Ok(Arc::new(Snapshot { table: table.pinned().await?, epoch, position }))
+        Ok(Arc::new(Snapshot { table: table.pinned().await?, epoch, position, _in_use: table.in_use.clone() }))
     }
 }
 
@@ -103,7 +105,7 @@ impl IndexSearcher {
         })
     }
 
-    fn now(&self) -> Arc<Snapshot> {
+    pub(super) fn now(&self) -> Arc<Snapshot> {
         self.shown.read().expect("no holder of this lock panics").clone()
     }
 

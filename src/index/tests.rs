@@ -42,6 +42,7 @@ fn change(id: i64, row: Option<(&str, i64)>) -> ViewChange {
 fn config(folder: &Path, ann_min_rows: usize) -> config::Index {
     config::Index {
         uri: folder.join("index").to_string_lossy().into_owned(),
+        options: Default::default(),
         key: "id".into(),
         text: "text".into(),
         commit_max_keys: 100,
@@ -57,7 +58,7 @@ fn design(config: &config::Index, embedder: &dyn TextEmbedder) -> Arc<Design> {
 }
 
 async fn open(folder: &Path, embedder: Arc<dyn TextEmbedder>, ann_min_rows: usize) -> (Indexer, IndexSearcher) {
-    let found = Place::open(design(&config(folder, ann_min_rows), &*embedder)).await.unwrap();
+    let found = Place::open(design(&config(folder, ann_min_rows), &*embedder), false).await.unwrap();
     let store = EmbeddingStore::open(&folder.join("store"), embedder.model_id(), embedder.dimension()).unwrap();
     let indexer = Indexer::new(found, store, embedder).await.unwrap();
     let searcher = indexer.searcher().unwrap().expect("the index is whole");

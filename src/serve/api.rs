@@ -4,6 +4,7 @@
 //! behind it panics. At most `serve.concurrency_max` requests read the index at one time, those included whose time was up while their query is
 //! still embedded; one more is sent away at once, never queued.
 
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
@@ -44,10 +45,11 @@ pub fn routes(
         .and(warp::path::full())
         .and(query)
         .and(warp::header::headers_cloned())
+        .and(warp::addr::remote())
         .and(warp::body::stream())
-        .then(move |method, path: FullPath, query: String, headers, body| {
+        .then(move |method, path: FullPath, query: String, headers, from: Option<SocketAddr>, body| {
             let state = state.clone();
-            async move { answer(&state, method, path.as_str(), &query, headers, body).await }
+            async move { answer(&state, method, path.as_str(), &query, headers, from, body).await }
         })
 }
 
@@ -57,6 +59,7 @@ async fn answer(
     path: &str,
     query: &str,
     headers: HeaderMap,
+    from: Option<SocketAddr>,
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
 ) -> Reply {
     let started = Instant::now();
@@ -70,6 +73,7 @@ async fn answer(
             Route::Item => call.item().await,
             Route::Similar => call.similar().await,
             Route::Status => Ok(reply(&state.status.to_json())),
+            Route::Rebuild => rebuild(state, &headers, from),
             Route::Healthz => healthz(state),
             Route::Readyz => readyz(state),
             Route::Metrics => metrics(state.metrics()),
@@ -274,7 +278,7 @@ async fn read(
 fn check_method(route: Route, method: &Method) -> Result<(), Failure> {
     let fits = match route {
         Route::Unknown => true,
-        Route::Search => method == Method::POST,
+        Route::Search | Route::Rebuild => method == Method::POST,
         _ => method == Method::GET || method == Method::HEAD,
     };
     if fits { Ok(()) } else { Err(Failure::method(route.methods())) }
@@ -293,6 +297,18 @@ fn readyz(state: &ServeState) -> Result<Reply, Failure> {
         return Ok(reply(&json!({"ready": true, "state": now.name()})));
     }
     Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", format!("{}: {why}", now.name())))
+}
+
+/// Asks the engine for a new index.
+fn rebuild(state: &ServeState, headers: &HeaderMap, from: Option<SocketAddr>) -> Result<Reply, Failure> {
+    if !request::is_of_operator(headers, from) {
+        let message = "a rebuild can be asked for from the service's own machine alone: run freshet rebuild there";
+        return Err(Failure::new(StatusCode::FORBIDDEN, "forbidden", message));
+    }
+    state.status.ask_to_rebuild();
+    let mut reply = reply(&json!({"table": state.status.table()}));
+    *reply.status_mut() = StatusCode::ACCEPTED;
+    Ok(reply)
 }
 
 fn metrics(metrics: &Metrics) -> Result<Reply, Failure> {

@@ -4,10 +4,13 @@
 //! Pure functions on text; the filter alone is judged by the index.
 
 use std::borrow::Cow;
+use std::net::SocketAddr;
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Number;
+use warp::http::HeaderMap;
+use warp::http::header::ORIGIN;
 
 use super::Shape;
 use super::failure::Failure;
@@ -25,6 +28,7 @@ pub enum Route {
     Item,
     Similar,
     Status,
+    Rebuild,
     Healthz,
     Readyz,
     Metrics,
@@ -40,6 +44,7 @@ impl Route {
             Route::Item => "item",
             Route::Similar => "similar",
             Route::Status => "status",
+            Route::Rebuild => "rebuild",
             Route::Healthz => "healthz",
             Route::Readyz => "readyz",
             Route::Metrics => "metrics",
@@ -53,6 +58,7 @@ impl Route {
             "/" => Route::Page,
             "/v1/search" => Route::Search,
             "/v1/status" => Route::Status,
+            "/v1/rebuild" => Route::Rebuild,
             "/healthz" => Route::Healthz,
             "/readyz" => Route::Readyz,
             "/metrics" => Route::Metrics,
@@ -71,8 +77,13 @@ impl Route {
 
     /// The methods that it answers, as the `Allow` header lists them.
     pub(super) fn methods(self) -> &'static str {
-        if self == Route::Search { "POST" } else { "GET, HEAD" }
+        if matches!(self, Route::Search | Route::Rebuild) { "POST" } else { "GET, HEAD" }
     }
+}
+
+/// Whether whoever asks may have more done than searches: it is on the service's own machine, and no page that a browser there shows.
+pub(super) fn is_of_operator(headers: &HeaderMap, from: Option<SocketAddr>) -> bool {
+    from.is_some_and(|from| from.ip().to_canonical().is_loopback()) && !headers.contains_key(ORIGIN)
 }
 
 /// What a search is near to.
@@ -251,6 +262,22 @@ mod tests {
 
     fn code(body: &str) -> &'static str {
         search(body.as_bytes(), &shape(), 50).map_or_else(|failure| failure.code, |_| "ok")
+    }
+
+    #[test]
+    fn an_operator_is_on_the_same_machine_and_no_page() {
+        let is = |from: Option<&str>, headers: &HeaderMap| {
+            is_of_operator(headers, from.map(|ip| (ip.parse::<std::net::IpAddr>().unwrap(), 9).into()))
+        };
+        let mut headers = HeaderMap::new();
+        for (from, expected) in
+            [("127.0.0.1", true), ("::1", true), ("::ffff:127.0.0.1", true), ("10.0.0.1", false), ("fe80::1", false)]
+        {
+            assert_eq!(is(Some(from), &headers), expected, "{from}");
+        }
+        assert!(!is(None, &headers));
+        headers.insert(ORIGIN, "http://localhost:8080".parse().unwrap());
+        assert!(!is(Some("127.0.0.1"), &headers));
     }
 
     #[test]

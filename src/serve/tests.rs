@@ -466,3 +466,18 @@ async fn metrics_can_be_read_by_prometheus() {
         assert!(known, "{series} is not shown");
     }
 }
+
+#[tokio::test]
+async fn a_rebuild_is_asked_for_from_this_machine_alone() {
+    let api = Api::open(|_| ()).await;
+    api.status.set_table("t");
+    assert_eq!(api.ask("GET", "/v1/rebuild", "").await.status(), 405);
+    // A browser says whose page it shows.
+    let of_page = api.client.post(api.url("/v1/rebuild")).header("Origin", "https://example.org").send().await.unwrap();
+    assert_eq!(of_page.status(), 403);
+    assert!(!api.status.is_asked_to_rebuild());
+    let answer = api.ask("POST", "/v1/rebuild", "").await;
+    assert_eq!(answer.status(), 202);
+    assert_eq!(answer.json::<Value>().await.unwrap(), json!({"table": "t"}));
+    assert!(api.status.is_asked_to_rebuild());
+}

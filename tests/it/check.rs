@@ -117,7 +117,7 @@ fn is_said(folder: &tempfile::TempDir, expect: &[&str]) {
 
 #[test]
 fn mistakes_of_all_files_are_told_together_each_at_its_line() {
-    let toml = "[serve]\nk_maxx = 5\n[index]\nuri = \"s3://b/index\"\nkey = \"idd\"\ntext = \"price\"\n";
+    let toml = "[serve]\nk_maxx = 5\n[index]\nuri = \"gs://b/index\"\nkey = \"idd\"\ntext = \"price\"\n";
     let bad = folder(
         toml,
         &[
@@ -136,7 +136,7 @@ fn mistakes_of_all_files_are_told_together_each_at_its_line() {
     let expect = [
         "index.key: the view has no column idd; it has id, price, i",
         "index.text: the column price is of type Int64; what is embedded is text",
-        "index.uri: is \"s3://b/index\"",
+        "index.uri: is of the kind gs://",
         "models/b.sql:2: No field named nam",
         "models/c.sql:2: PREWHERE is not supported",
         "models/d.sql:2: there is no model nowhere",
