@@ -107,7 +107,7 @@ async fn mended(folder: &Path, what: &str) -> Option<String> {
     for id in [1, 300, 599] {
         let vector: Arc<[f32]> = embedder.embed_query(&format!("text {}", id / 2)).unwrap().into();
         let hits = searcher.search(Search { vector, k: 2, filter: None, columns: None }).await.unwrap().hits;
-        assert!(hits.iter().any(|hit| hit.key == id), "{what}: {id} is not found: {hits:?}");
+        assert!(hits.iter().any(|hit| *hit.key == *id.to_string()), "{what}: {id} is not found: {hits:?}");
     }
     let tables: BTreeSet<_> = fs::read_dir(folder.join("index")).unwrap().map(|e| e.unwrap().file_name()).collect();
     let tables: Vec<_> = tables.iter().filter(|name| name.to_string_lossy().ends_with(".lance")).collect();
