@@ -13,7 +13,7 @@ use futures::future::BoxFuture;
 
 use crate::config::{self, Config, DataTest, Errors, Problem, TestKind};
 use crate::dataflow::{Mistake, Plan, PlanError, Project, Table};
-use crate::decode::{RegistryClient, RowType, SchemaStore};
+use crate::decode::{self, RegistryClient, RowType, SchemaStore};
 use crate::source::Source;
 use crate::source::kafka::{self, KafkaSource};
 use crate::{embed, index};
@@ -58,7 +58,8 @@ async fn examine(folder: &Path) -> Result<Checked, Errors> {
 fn of_sections(config: &Config) -> Vec<Problem> {
     let mut problems = kafka::problems(&config.kafka);
     if let Err(e) = RegistryClient::new(&config.registry) {
-        problems.push(Problem { key: "registry.url".into(), reason: e.reason });
+        let reason = if let decode::Error::Away { reason, .. } = e { reason } else { e.to_string() };
+        problems.push(Problem { key: "registry.url".into(), reason });
     }
     problems.extend(embed::problems(&config.embed));
     problems

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::Shared;
 use crate::config::Config;
 use crate::decode::{Counts, Decoded, Decoder, RegistryClient, RowType, SchemaStore};
-use crate::raw::{Gate, Landing, Quarantine};
+use crate::raw::{Gate, Landing, Quarantine, RawTable};
 use crate::serve::{State, Status};
 use crate::source::kafka::KafkaSource;
 use crate::source::{self, Source, Watermarks};
@@ -39,8 +39,7 @@ impl Reading {
         send: &SyncSender<Decoded>,
         targets: &SyncSender<(Position, Gate)>,
     ) -> Result<(), String> {
-        let schemas: Arc<dyn SchemaStore> =
-            Arc::new(RegistryClient::new(&self.config.registry).map_err(|e| e.to_string())?);
+        let schemas = Arc::new(RegistryClient::new(&self.config.registry).map_err(|e| e.to_string())?);
         let mut decoders = Vec::new();
         for (n, (source, row_type)) in self.config.sources.iter().zip(&self.row_types).enumerate() {
             decoders.push(Decoder::new(n, source, row_type.clone(), schemas.clone()).map_err(|e| e.to_string())?);
@@ -58,7 +57,7 @@ impl Reading {
     fn read(
         &self,
         runtime: &tokio::runtime::Handle,
-        schemas: &Arc<dyn SchemaStore>,
+        registry: &Arc<RegistryClient>,
         decoders: &mut [Decoder],
         quarantine: &mut Quarantine,
         landing: &mut Option<Landing>,
@@ -70,13 +69,17 @@ impl Reading {
         let mut landed = None;
         if let Some(raw) = raw {
             let Some(tables) = self.open_raw(runtime, raw)? else { return Ok(()) };
-            landed = self.hydrate(runtime, raw, &tables, schemas, quarantine, send)?;
+            for (id, text) in tables.iter().flat_map(RawTable::registered) {
+                runtime.block_on(registry.remember(id, text));
+            }
+            let schemas: Arc<dyn SchemaStore> = registry.clone();
+            landed = self.hydrate(runtime, raw, &tables, &schemas, quarantine, send)?;
             if landed.is_none() {
                 return Ok(());
             }
             let sources = sources.iter().cloned().zip(tables).collect();
             let (gate, observer) = (quarantine.gate(), self.status.clone());
-            let started = Landing::start(raw, name, sources, schemas.clone(), gate, observer, runtime.clone());
+            let started = Landing::start(raw, name, sources, schemas, gate, observer, runtime.clone());
             *landing = Some(started.map_err(|e| format!("the landing cannot be started: {e}"))?);
         }
         let raw = landed.as_ref().zip(landing.as_ref());
@@ -120,7 +123,8 @@ impl Reading {
             let Some(n) = self.config.sources.iter().position(|s| s.topic == batch.partition.topic) else { continue };
             let decoder = &mut decoders[n];
             let decoded = self.retry(|| {
-                runtime.block_on(decoder.decode(&batch)).map_err(|e| Trouble { passing: true, reason: e.to_string() })
+                let decoded = runtime.block_on(decoder.decode(&batch));
+                decoded.map_err(|e| Trouble { passing: e.is_passing(), reason: e.to_string() })
             })?;
             let Some(mut decoded) = decoded else { break };
             let old = old.get(&decoded.partition).unwrap_or_default();

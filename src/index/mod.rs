@@ -6,6 +6,7 @@
 mod announced;
 mod design;
 mod indexer;
+mod json;
 mod maintenance;
 mod place;
 mod reader;

@@ -7,8 +7,6 @@ use std::sync::{Arc, RwLock};
 
 use arrow::array::{Array, Float32Array, RecordBatch};
 use arrow::datatypes::{DataType, SchemaRef};
-use arrow::json::WriterBuilder;
-use arrow::json::writer::JsonArray;
 use datafusion::common::DFSchema;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::logical_expr::{Expr, ExprSchemable, Operator};
@@ -20,9 +18,9 @@ use futures::TryStreamExt;
 use futures::future::BoxFuture;
 use lancedb::query::{ExecutableQuery, QueryBase, Select};
 use lancedb::{DistanceType, Table};
-use serde_json::{Map, Value};
 
 use super::design::VECTOR;
+use super::json::{keys, rows};
 use super::writer::quoted;
 use super::{Design, Error, IndexTable};
 use crate::dataflow::message;
@@ -196,12 +194,8 @@ impl IndexSearcher {
         for batch in &batches {
             let distances = batch.column_by_name(DISTANCE).and_then(|c| c.as_any().downcast_ref::<Float32Array>());
             let distances = distances.ok_or_else(|| SearchError::Internal("the table gave no distances".into()))?;
-            for (n, mut row) in rows(batch)?.into_iter().enumerate() {
-                row.remove(DISTANCE);
-                let key = row.get(&self.key).cloned().unwrap_or(Value::Null);
-                if columns.as_ref().is_some_and(|c| !c.contains(&self.key)) {
-                    row.remove(&self.key);
-                }
+            let rows = rows(batch, columns.as_ref().unwrap_or(&self.shape.columns)).map_err(internal)?;
+            for (n, (key, row)) in keys(batch, &self.key).map_err(internal)?.into_iter().zip(rows).enumerate() {
                 hits.push(Hit { key, score: 1.0 - distances.value(n), row });
             }
         }
@@ -233,8 +227,9 @@ impl Searcher for IndexSearcher {
             let batches: Vec<RecordBatch> =
                 query.execute().await.map_err(internal)?.try_collect().await.map_err(internal)?;
             for batch in &batches {
-                if let Some(row) = rows(batch)?.into_iter().next() {
-                    let key = row.get(&self.key).cloned().unwrap_or(Value::Null);
+                let keys = keys(batch, &self.key).map_err(internal)?;
+                let rows = rows(batch, &self.shape.columns).map_err(internal)?;
+                if let Some((key, row)) = keys.into_iter().zip(rows).next() {
                     return Ok(Item { key, row, epoch: snapshot.epoch, position: snapshot.position.clone() });
                 }
             }
@@ -319,16 +314,4 @@ fn without_place(reason: &str) -> String {
 
 fn internal(e: impl std::fmt::Display) -> SearchError {
     SearchError::Internal(e.to_string())
-}
-
-/// A batch's rows as JSON objects, nulls included.
-fn rows(batch: &RecordBatch) -> Result<Vec<Map<String, Value>>, SearchError> {
-    let mut bytes = Vec::new();
-    let mut writer = WriterBuilder::new().with_explicit_nulls(true).build::<_, JsonArray>(&mut bytes);
-    writer.write(batch).and_then(|()| writer.finish()).map_err(internal)?;
-    drop(writer);
-    if bytes.is_empty() {
-        return Ok(Vec::new());
-    }
-    serde_json::from_slice(&bytes).map_err(internal)
 }

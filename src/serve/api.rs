@@ -107,13 +107,6 @@ struct Call<'a> {
     query: &'a str,
 }
 
-#[derive(Serialize)]
-struct Answer<'a> {
-    #[serde(flatten)]
-    hits: &'a Hits,
-    took_ms: f64,
-}
-
 impl Call<'_> {
     async fn search(
         &self,
@@ -135,7 +128,7 @@ impl Call<'_> {
         let key = request::key(self.key)?;
         let _place = self.place()?;
         let item = self.in_time(async { Ok(opened.searcher.item(&key).await?) }).await?;
-        Ok(reply(&item))
+        Ok(in_json(item.json()))
     }
 
     async fn similar(&self) -> Result<Reply, Failure> {
@@ -213,7 +206,7 @@ impl Call<'_> {
     }
 
     fn hits(&self, hits: &Hits) -> Reply {
-        reply(&Answer { hits, took_ms: self.started.elapsed().as_secs_f64() * 1000.0 })
+        in_json(hits.json(self.started.elapsed().as_secs_f64() * 1000.0))
     }
 }
 
@@ -328,7 +321,11 @@ fn page() -> Reply {
 
 /// JSON that is true only now.
 fn reply(value: &impl Serialize) -> Reply {
-    match serde_json::to_vec(value) {
+    in_json(serde_json::to_vec(value))
+}
+
+fn in_json(written: serde_json::Result<impl Into<bytes::Bytes>>) -> Reply {
+    match written {
         Ok(json) => {
             let mut reply = typed(json, "application/json");
             reply.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

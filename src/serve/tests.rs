@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 
 use super::*;
 use crate::source::Watermarks;
-use crate::time::{Offset, Partition};
+use crate::time::{Epoch, Offset, Partition, Position};
 
 /// A view of three rows whose vectors are the axes. What its filter says is what goes wrong.
 struct StandIn {
@@ -34,10 +34,14 @@ impl StandIn {
         let hit = |n: usize| {
             let mut row = StandIn::row(n);
             row.retain(|name, _| columns.is_none_or(|c| c.contains(name)));
-            Hit { key: n.into(), score: vector[n], row }
+            Hit { key: text(n), score: vector[n], row: text(row) }
         };
         Hits { hits: order.into_iter().take(k).map(hit).collect(), epoch: Epoch(7), position: position() }
     }
+}
+
+fn text(value: impl serde::Serialize) -> Json {
+    serde_json::to_string(&value).unwrap().into()
 }
 
 fn position() -> Arc<Position> {
@@ -68,7 +72,9 @@ impl Searcher for StandIn {
 
     fn item<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Item, SearchError>> {
         let found = match key.parse::<usize>() {
-            Ok(n @ 0..3) => Ok(Item { key: n.into(), row: StandIn::row(n), epoch: Epoch(7), position: position() }),
+            Ok(n @ 0..3) => {
+                Ok(Item { key: text(n), row: text(StandIn::row(n)), epoch: Epoch(7), position: position() })
+            }
             Ok(_) => Err(SearchError::NoSuchKey(key.into())),
             Err(_) => Err(SearchError::BadKey(format!("{key:?} is not a whole number"))),
         };

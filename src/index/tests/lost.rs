@@ -106,7 +106,7 @@ async fn mended(folder: &Path, what: &str) -> Option<String> {
     for id in [1, 300, 599] {
         let vector: Arc<[f32]> = embedder.embed_query(&format!("text {}", id / 2)).unwrap().into();
         let hits = searcher.search(Search { vector, k: 2, filter: None, columns: None }).await.unwrap().hits;
-        assert!(hits.iter().any(|hit| hit.key == id), "{what}: {id} is not found: {hits:?}");
+        assert!(hits.iter().any(|hit| *hit.key == *id.to_string()), "{what}: {id} is not found: {hits:?}");
     }
     assert_eq!(tables(folder).len(), 1, "{what}: {:?}", tables(folder));
     why
