@@ -2,6 +2,7 @@
 //!
 //! The invariant: the service is the one that runs in production; only its embedder may be another.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -55,7 +56,7 @@ impl Rig {
         let embedder = embedder(&config)?;
         let service = Service::start_with(config.clone(), async { Ok(embedder) }.boxed(), Arc::new(|_| ())).await?;
         let read: Arc<dyn Fn() -> Position + Send + Sync> = Arc::new(service.read_position());
-        let client = Client::new(&service)?;
+        let client = Client::new(service.address())?;
         let shop = Arc::new(Mutex::new(shop));
         let rig = Rig { config, service, client, shop, read, _broker: broker, _registry: registry };
         let (shop, read) = (rig.shop.clone(), rig.read.clone());
@@ -85,6 +86,58 @@ impl Rig {
         }
         writing.await??;
         Ok(rig)
+    }
+
+    /// Ends the service in order and starts it again; says how long the new one took.
+    pub async fn restarted(self, embedder: Arc<dyn TextEmbedder>) -> Result<(Rig, Restart), Error> {
+        let Rig { mut config, service, shop, _broker, _registry, .. } = self;
+        config.serve.listen = service.address();
+        service.stop().await;
+        let started = Instant::now();
+        let client = Client::new(config.serve.listen)?;
+        let (asking, body) = (client.clone(), Client::body(&embedder.embed_query("anything")?, 1, None));
+        let searching = tokio::spawn(async move {
+            while asking.search(body.clone()).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            started.elapsed()
+        });
+        let service = Service::start_with(config.clone(), async { Ok(embedder) }.boxed(), Arc::new(|_| ())).await?;
+        let read: Arc<dyn Fn() -> Position + Send + Sync> = Arc::new(service.read_position());
+        let rig = Rig { config, service, client, shop, read, _broker, _registry };
+        let mut restart = Restart::default();
+        while !rig.is_settled() {
+            rig.check_service()?;
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        restart.caught_up = started.elapsed();
+        restart.searchable = searching.await?;
+        let m = rig.service.status().metrics();
+        (restart.asked, restart.computed) = (m.embeds_asked.get(), m.embeds_computed.get());
+        Ok((rig, restart))
+    }
+
+    /// Changes so many products, one after the other, in what neither a text nor the number of rows follows from.
+    pub async fn restock(&self, changes: usize) -> Result<(), Error> {
+        let (shop, read) = (self.shop.clone(), self.read.clone());
+        let given_up = Arc::new(AtomicBool::new(false));
+        let _give_up = Raised(given_up.clone());
+        let working = tokio::task::spawn_blocking(move || -> Result<(), demo::ShopError> {
+            let ids = locked(&shop).ids();
+            for id in ids.iter().cycle().take(changes) {
+                while locked(&shop).bytes_ahead(&read()) > AHEAD_MAX_BYTES && !given_up.load(Ordering::SeqCst) {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                locked(&shop).restock(*id)?;
+            }
+            locked(&shop).flush()
+        });
+        while !working.is_finished() {
+            self.check_service()?;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        working.await??;
+        self.settle().await
     }
 
     pub fn shop(&self) -> MutexGuard<'_, Shop> {
@@ -188,6 +241,18 @@ impl Drop for Raised {
     }
 }
 
+/// What a start came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Restart {
+    /// Until the first search was answered.
+    pub searchable: Duration,
+    /// Until searches saw everything.
+    pub caught_up: Duration,
+    /// Texts whose vectors were asked for, and those that were computed.
+    pub asked: u64,
+    pub computed: u64,
+}
+
 /// What is to happen to a product.
 #[derive(Clone, Debug)]
 pub(super) struct Planned {
@@ -263,9 +328,9 @@ pub(super) struct Client {
 }
 
 impl Client {
-    fn new(service: &Service) -> Result<Client, Error> {
+    fn new(service: SocketAddr) -> Result<Client, Error> {
         let http = reqwest::Client::builder().no_proxy().tcp_nodelay(true).build()?;
-        Ok(Client { http, base: format!("http://{}", service.address()) })
+        Ok(Client { http, base: format!("http://{service}") })
     }
 
     /// The body of a search near a vector, made beforehand so that it is not part of what is measured.
