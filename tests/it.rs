@@ -9,6 +9,7 @@ mod it {
     mod evolution;
     mod flattened;
     mod folder;
+    mod full;
     mod garbage;
     mod golden;
     mod kill;
