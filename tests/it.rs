@@ -25,4 +25,5 @@ mod it {
     mod running;
     mod shop;
     mod sql;
+    mod sqlserver;
 }
