@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import tempfile
@@ -137,6 +138,11 @@ class Freshet:
         }
 
     def launch(self):
+        try:
+            with socket.create_connection(LISTEN.split(":"), timeout=2):
+                raise PeerError(f"something listens on {LISTEN} already, where Freshet is to listen")
+        except OSError:
+            pass
         with open(self.log, "ab") as log:
             command = [self.program, "run", str(self.dataflow)]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment())
@@ -258,7 +264,7 @@ class Scenario:
             # A truncate stands in one partition only, and is about the rows of all of them: the table that is truncated has one.
             topic__creation__groups="rows,one", topic__creation__one__include="shop\\.public\\.review",
             topic__creation__one__partitions="1", topic__creation__one__replication__factor="-1",
-            topic__creation__one__cleanup__policy="compact", topic__creation__rows__exclude="shop\\.public\\.review")
+            topic__creation__one__retention__ms="-1", topic__creation__rows__exclude="shop\\.public\\.review")
         self.times = {}
         self.marks = 0
 

@@ -37,18 +37,19 @@ create table product (
     one_bit bit(1),
     origin inet,
     spec xml,
-    cash money,
-    -- What alter table does its work on; the view knows nothing of these.
-    note text,
-    old_name text
+    cash money
 );
+-- What a row is filled with, whatever becomes of the table.
+create table filled (like product);
+-- What alter table does its work on; the view knows nothing of these.
+alter table product add column note text default 'note', add column old_name text default 'old';
 -- A long text is stored outside its row, uncompressed; an update that leaves it alone does not send it.
 alter table product alter column description set storage external;
 
 create table review (id bigint primary key, product_id bigint not null, rating smallint not null, at timestamptz not null);
 
 -- One row of product, made from its number and a salt alone; every seventh value of each column is at its type's edge, or null.
-create function fill(n bigint, salt int) returns product language sql as $$
+create function fill(n bigint, salt int) returns filled language sql as $$
 select (
     n, 'SKU-' || n, (array['tent', 'stove', 'lamp', 'backpack', 'bicycle'])[1 + (n + salt) % 5] || ' no. ' || (n + salt) % 97,
     case when n % 500 = 0 then repeat('Grüße aus München 漢字 ', 200) || n when n % 3 = 0 then null else 'Made for ' || (n % 13) || ' people.' end,
@@ -63,9 +64,8 @@ select (
     md5(n::text)::uuid, case n % 7 when 0 then null else jsonb_build_object('n', n, 'nested', jsonb_build_array(1, 2.5, null, 'ü"')) end,
     case n % 7 when 0 then null when 1 then '{}' else array['a', null, 'b"c' || n] end, case n % 7 when 0 then null else array[1, null, n::int] end,
     case n % 7 when 0 then null when 1 then '' else decode(md5(n::text), 'hex') end, (array['red', 'green', null])[1 + n % 3], (n % 256)::int::bit(8), (n % 2)::int::bit(1),
-    ('10.0.0.' || n % 256 || '/24')::inet, case n % 7 when 0 then null else ('<a b="' || n || '">x</a>')::xml end, (n % 100 + 0.34)::numeric::money,
-    'note', 'old'
-)::product
+    ('10.0.0.' || n % 256 || '/24')::inet, case n % 7 when 0 then null else ('<a b="' || n || '">x</a>')::xml end, (n % 100 + 0.34)::numeric::money
+)::filled
 $$;
 
 insert into category select n, 'Category ' || n from generate_series(1, 50) n;
