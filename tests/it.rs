@@ -27,4 +27,5 @@ mod it {
     mod running;
     mod shop;
     mod sql;
+    mod sqlserver;
 }

@@ -4,6 +4,7 @@
 //! that are compared with each other come from one run. Nothing here is part of the service.
 
 mod decode;
+mod e2e;
 mod embed;
 mod freshness;
 mod ingest;
@@ -55,6 +56,11 @@ pub enum Bench {
     /// changes are followed by searching until the row itself shows them; an answer that covers a change and does not show it is wrong.
     /// Marks: 250 ms (50th percentile) and 1 s (99th).
     Freshness(freshness::Options),
+    /// Events and freshness beside a broker and a registry of yours: changes as they come, a burst of them, and steady rates.
+    ///
+    /// This process writes Debezium's Avro events itself, so that neither a database nor a connector is part of what is measured. It makes the shop's
+    /// five topics and removes them; a broker that has one of them is left alone.
+    E2e(e2e::Options),
     /// Searches over HTTP: quiet, and beside upserts that come through the whole service. Vectors are made from words, without the model.
     ///
     /// Answers are compared with the nearest rows by comparing all. Mark: 15 ms (50th percentile, quiet, 100,000 rows).
@@ -93,6 +99,7 @@ pub fn run(bench: Bench) -> LocalBoxFuture<'static, Result<Report, Error>> {
             Bench::Ingest(options) => ingest::run(&options).await,
             Bench::Embed(options) => embed::run(&options).await,
             Bench::Freshness(options) => freshness::run(&options).await,
+            Bench::E2e(options) => e2e::run(&options).await,
             Bench::Search(options) => search::run(&options).await,
             Bench::Sql(options) => sql::run(&options).await,
             Bench::Tpch(options) => tpch::run(&options).await,
