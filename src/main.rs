@@ -8,6 +8,7 @@ use std::sync::Arc;
 use clap::{Parser, Subcommand};
 use freshet::config::{self, Config};
 use freshet::say;
+use freshet::serve::State;
 use freshet::{audit, bench, demo, embed, engine, index, logging, quarantine, rebuild, storage};
 
 /// Rows are allocated on one thread and freed on another, which the system's allocator is slow at.
@@ -166,9 +167,10 @@ async fn run(folder: &std::path::Path) -> u8 {
             _ = looked.tick() => if service.has_failed() { break },
         }
     }
-    let failed = service.has_failed();
+    let status = service.status().clone();
     service.stop().await;
-    if failed { 3 } else { 0 }
+    // Also at the end something can fail: what was read may have found no way into the index.
+    if status.state() == State::Failed { 3 } else { 0 }
 }
 
 async fn check(folder: &std::path::Path) -> u8 {

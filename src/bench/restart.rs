@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::report::rounded;
-use super::rig::{Restart, Rig};
+use super::rig::{Peers, Restart, Rig};
 use super::words::WordEmbedder;
 use super::{Error, Report, Sample, Scratch};
 use crate::embed::TextEmbedder;
@@ -32,7 +32,7 @@ pub(super) async fn run(options: &Options) -> Result<Report, Error> {
     let mut report = Report::new("restart", options.seed);
     let embedder: Arc<dyn TextEmbedder> = Arc::new(WordEmbedder::new(DIMENSION));
     let made = embedder.clone();
-    let rig = Rig::start(&scratch, options.seed, options.rows as usize, |_| Ok(made)).await?;
+    let rig = Rig::start(&scratch, options.seed, options.rows as usize, Peers::own().await?, |_| Ok(made)).await?;
     let begun = events(&rig);
     report.figure("rows", options.rows);
     report.figure("events", begun);

@@ -133,7 +133,7 @@ impl Rig {
 
     /// Ends the service in order and starts it again; says how long the new one took.
     pub async fn restarted(self, embedder: Arc<dyn TextEmbedder>) -> Result<(Rig, Restart), Error> {
-        let Rig { mut config, service, shop, _broker, _registry, .. } = self;
+        let Rig { mut config, service, shop, ahead_max_bytes, _peers, .. } = self;
         config.serve.listen = service.address();
         service.stop().await;
         let started = Instant::now();
@@ -147,7 +147,7 @@ impl Rig {
         });
         let service = Service::start_with(config.clone(), async { Ok(embedder) }.boxed(), Arc::new(|_| ())).await?;
         let read: Arc<dyn Fn() -> Position + Send + Sync> = Arc::new(service.read_position());
-        let rig = Rig { config, service, client, shop, read, _broker, _registry };
+        let rig = Rig { config, service, client, shop, read, ahead_max_bytes, _peers };
         let mut restart = Restart::default();
         while !rig.is_settled() {
             rig.check_service()?;
@@ -162,13 +162,13 @@ impl Rig {
 
     /// Changes so many products, one after the other, in what neither a text nor the number of rows follows from.
     pub async fn restock(&self, changes: usize) -> Result<(), Error> {
-        let (shop, read) = (self.shop.clone(), self.read.clone());
+        let (shop, read, ahead_max_bytes) = (self.shop.clone(), self.read.clone(), self.ahead_max_bytes);
         let given_up = Arc::new(AtomicBool::new(false));
         let _give_up = Raised(given_up.clone());
         let working = tokio::task::spawn_blocking(move || -> Result<(), demo::ShopError> {
             let ids = locked(&shop).ids();
             for id in ids.iter().cycle().take(changes) {
-                while locked(&shop).bytes_ahead(&read()) > AHEAD_MAX_BYTES && !given_up.load(Ordering::SeqCst) {
+                while locked(&shop).bytes_ahead(&read()) > ahead_max_bytes && !given_up.load(Ordering::SeqCst) {
                     std::thread::sleep(Duration::from_millis(2));
                 }
                 locked(&shop).restock(*id)?;
@@ -180,7 +180,7 @@ impl Rig {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         working.await??;
-        self.settle().await
+        self.settle(SETTLE).await
     }
 
     pub fn shop(&self) -> MutexGuard<'_, Shop> {

@@ -8,8 +8,7 @@ use super::connector::{TOPIC, Writer, envelope, event};
 use super::program::Program;
 use super::running::{Items, item_fields, row, until};
 
-/// A vector and what belongs to it take 1,556 bytes in the embedding store.
-const FILE_MAX_KIB: u32 = 64;
+/// More than a file may have in the cases in which one message is too much.
 const BYTES: usize = 200 << 10;
 
 struct Case {
@@ -24,9 +23,9 @@ impl Case {
     }
 
     /// Runs the program where no file may grow beyond the bound, until it waits for this reason; and ends it, which it has to say.
-    async fn waits_for(&self, reason: &str) {
+    async fn waits_for(&self, reason: &str, file_max_kib: u32) {
         self.items.connector.flush();
-        let program = Program::start_with_files_up_to(&self.items, FILE_MAX_KIB);
+        let program = Program::start_with_files_up_to(&self.items, file_max_kib);
         until(reason, async || {
             let status = program.get("/v1/status").await.1;
             assert_ne!(status["state"], "failed", "{}", status["why"]);
@@ -70,7 +69,8 @@ async fn a_full_disk_is_waited_for_and_costs_nothing() {
     let writer = Writer::new(&items.registry, &format!("{TOPIC}-value"), &envelope(&item_fields()));
     let mut case = Case { items, writer };
     (1..=60).for_each(|id| case.put(id, &format!("thing number {id}")));
-    case.waits_for("the embedding store").await;
+    // A vector and what belongs to it take 1,556 bytes.
+    case.waits_for("the embedding store", 64).await;
     let status = case.goes_on().await;
     assert_eq!(status["index"]["rows"], 60);
     assert!(status["embed"]["computed"].as_u64() < Some(60), "vectors of before are there: {status}");
@@ -78,12 +78,12 @@ async fn a_full_disk_is_waited_for_and_costs_nothing() {
     // A text that no file takes, neither the index's nor raw's.
     let text: String = noise().iter().map(|byte| char::from(b'a' + byte % 26)).collect();
     case.put(61, &text);
-    case.waits_for("the index at").await;
+    case.waits_for("the index at", 128).await;
     let status = case.goes_on().await;
     assert_eq!(status["index"]["rows"], 61);
 
     case.items.connector.raw(0, None, Some(noise()));
-    case.waits_for("items.quarantine").await;
+    case.waits_for("items.quarantine", 128).await;
     let status = case.goes_on().await;
     assert_eq!((&status["index"]["rows"], &status["quarantine"]["open"]), (&Value::from(61), &Value::from(1)));
     assert_eq!(case.items.folder.quarantine().await.len(), 1);

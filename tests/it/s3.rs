@@ -149,20 +149,28 @@ async fn a_store_that_is_away_is_waited_for() {
     (1..=10).for_each(|id| case.put(id, "a thing"));
     running.reflects(&case.items.connector).await;
     live(&running).await;
+    let away = async |case: &mut Case, table: &str| {
+        case.items.connector.flush();
+        until(table, async || {
+            let status = running.status().await;
+            assert_ne!(status["state"], "failed", "{}", status["why"]);
+            let told = [&status["why"], &status["raw"]["waiting"]];
+            status["state"] == "waiting" && told.iter().any(|why| why.as_str().is_some_and(|why| why.contains(table)))
+        })
+        .await;
+        assert_eq!(running.get("/readyz").await.0, 200);
+        case.between.set(Way::Well);
+        running.reflects(&case.items.connector).await;
+        live(&running).await;
+    };
+    for table in ["the index at", "shop__item"] {
+        case.between.set(Way::Refusing);
+        (6..=15).for_each(|id| case.put(id, &format!("another thing beside {table}")));
+        away(&mut case, table).await;
+    }
     case.between.set(Way::Refusing);
-    (6..=15).for_each(|id| case.put(id, "another thing"));
     case.items.connector.raw(0, None, Some(b"no event".to_vec()));
-    case.items.connector.flush();
-    until("waiting", async || {
-        let status = running.status().await;
-        assert_ne!(status["state"], "failed", "{}", status["why"]);
-        status["state"] == "waiting" && status["raw"]["waiting"].is_string()
-    })
-    .await;
-    assert_eq!(running.get("/readyz").await.0, 200);
-    case.between.set(Way::Well);
-    running.reflects(&case.items.connector).await;
-    live(&running).await;
+    away(&mut case, "items.quarantine").await;
     let status = running.status().await;
     assert_eq!((&status["quarantine"]["open"], &status["index"]["rows"]), (&json!(1), &json!(15)), "{status}");
     running.stop().await;
