@@ -457,7 +457,7 @@ class Scenario:
             return position.get("4", 0) > 10 and position.get("5", 0) > 10
         await_true("events of the new partitions are read", read, SETTLE_SECONDS, alive=self.freshet.assert_alive)
         say(f"  {writer.finish()} transactions meanwhile")
-        self.freshet.await_said(["the topic has gained this partition", "shop.public.product:5"], since)
+        self.freshet.await_said(["the topic has gained this partition", "shop.public.product/5"], since)
         self.settle()
 
     def await_landed(self):
