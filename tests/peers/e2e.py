@@ -397,14 +397,14 @@ class Scenario:
         """Kills a peer and starts it again; `said` are the words of each line that the log has to have after that."""
         writer = Writer(self.database, self.shopping(3_000_001 + 100_000 * ORDER.index(peer)), patient=peer == "postgres")
         since = self.freshet.logged()
-        await_true("the shop trades", lambda: writer.error or writer.transactions > 20, 60)
+        await_true("the shop trades", lambda: writer.error or writer.transactions > 10, SETTLE_SECONDS)
         self.peers.kill(peer)
         if said:
             self.freshet.await_said(said[0], since)
         self.peers.start(peer)
         self.connector.await_running()
         seen = writer.transactions
-        await_true("the shop trades on", lambda: writer.error or writer.transactions > seen + 20, 60)
+        await_true("the shop trades on", lambda: writer.error or writer.transactions > seen + 10, SETTLE_SECONDS)
         say(f"  {writer.finish()} transactions meanwhile, {writer.lost} lost")
         for words in said[1:]:
             self.freshet.await_said(words, since)
@@ -420,7 +420,7 @@ class Scenario:
         self.under_load("postgres")
 
     def step_13_storage_of_raw_killed(self):
-        self.under_load("s3", ["WARN", self.freshet.raw], ["answers again"])
+        self.under_load("s3", ["landing waits", self.freshet.raw], ["landing goes on"])
 
     def step_14_prometheus_killed(self):
         self.under_load("prometheus")
@@ -457,7 +457,7 @@ class Scenario:
             return position.get("4", 0) > 10 and position.get("5", 0) > 10
         await_true("events of the new partitions are read", read, SETTLE_SECONDS, alive=self.freshet.assert_alive)
         say(f"  {writer.finish()} transactions meanwhile")
-        self.freshet.await_said(["the topic has gained this partition", "shop.public.product:5"], since)
+        self.freshet.await_said(["the topic has gained this partition", "shop.public.product/5"], since)
         self.settle()
 
     def await_landed(self):
@@ -469,7 +469,7 @@ class Scenario:
 
     def step_17_freshet_killed(self):
         writer = Writer(self.database, self.shopping(6_000_001))
-        await_true("the shop trades", lambda: writer.error or writer.transactions > 20, 60)
+        await_true("the shop trades", lambda: writer.error or writer.transactions > 10, SETTLE_SECONDS)
         self.freshet.stop(kill=True)
         self.database.run("update product set name = name || ' (while it was away)' where id between 300 and 310; delete from product where id between 311 and 320;")
         since = self.freshet.logged()
@@ -585,11 +585,11 @@ class Scenario:
     def step_24_mariadb_killed(self):
         make = lambda n: f"update shop.product set name = concat('no. {n} ', id), price = price + 1 where id between {230 + n % 5} and 240;"
         writer = Writer(self.mariadb, make, patient=True)
-        await_true("the shop trades", lambda: writer.transactions > 20, 60)
+        await_true("the shop trades", lambda: writer.transactions > 10, SETTLE_SECONDS)
         self.peers.kill("mariadb")
         self.peers.start("mariadb")
         seen = writer.transactions
-        await_true("the shop trades on", lambda: writer.transactions > seen + 20, 60)
+        await_true("the shop trades on", lambda: writer.transactions > seen + 10, SETTLE_SECONDS)
         say(f"  {writer.finish()} transactions meanwhile, {writer.lost} lost")
         self.mariadb.run("update shop.product set name = concat(name, ' (after)') where id between 1 and 240;")
         self.equals(self.second, self.mariadb.view())

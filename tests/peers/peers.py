@@ -267,9 +267,11 @@ class Peers:
         pid = self.pid(name)
         if not pid:
             return
+        # PostgreSQL's other processes outlive the first for a moment, and keep the next one from starting.
+        children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         os.kill(pid, number)
         end = time.monotonic() + STOP_SECONDS
-        while self.pid(name) == pid:
+        while self.pid(name) == pid or any(pathlib.Path(f"/proc/{child}").exists() for child in children):
             # What this very program started stays a zombie until it is asked after.
             if name in self._started:
                 self._started[name].poll()
