@@ -500,7 +500,10 @@ mod tests {
         status.set_quarantine_waiting(Some("the bucket is away".into()));
         status.set_waiting(None);
         assert_eq!(status.state_and_why(), (State::Waiting, "the bucket is away".into()), "each ends its own waiting");
+        status.set_index_waiting(Some("the disk has no room".into()));
         status.set_quarantine_waiting(None);
+        assert_eq!(status.state_and_why(), (State::Waiting, "the disk has no room".into()));
+        status.set_index_waiting(None);
         assert_eq!(status.state(), State::CatchingUp);
         status.set_waiting(Some("the broker is away".into()));
         status.set_state(State::Failed, "the disk is full");
