@@ -11,6 +11,7 @@ import argparse
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -80,7 +81,10 @@ def main():
         ran = 0
         try:
             peers.start("postgres", "kafka", "registry", "connect", "prometheus")
-            environment["TOPICS"] = " ".join(peers.topics_command())
+            tool = folder / "kafka-topics.sh"
+            tool.write_text(f'#!/bin/sh\nexec {shlex.join(peers.topics_command())} "$@"\n')
+            tool.chmod(0o755)
+            environment["TOPICS"] = str(tool)
             subprocess.run([*Database.command, "-d", "postgres", "-c", "create database shop"], check=True)
             Database().run(SHOP)
             for path in DOCS:
