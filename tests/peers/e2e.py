@@ -317,7 +317,8 @@ class Scenario:
         try:
             await_true("the index equals the view", equal, SETTLE_SECONDS, pause=1, alive=freshet.assert_alive)
         except PeerError as error:
-            raise PeerError("\n  ".join([str(error), *last, json.dumps(freshet.status())])) from None
+            status = [] if freshet.ended() else [json.dumps(freshet.status())]
+            raise PeerError("\n  ".join([str(error), *last, *status])) from None
         say(f"  {len(expected)} rows equal, value by value")
 
     # ---- the steps ----------------------------------------------------------------------------------------------------------
