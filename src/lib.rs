@@ -13,6 +13,8 @@
 
 pub mod time;
 
+pub mod thread;
+
 pub mod config;
 
 pub mod storage;
@@ -40,6 +42,8 @@ pub mod quarantine;
 pub mod demo;
 
 pub mod oracle;
+
+pub mod sim;
 
 pub mod bench;
 

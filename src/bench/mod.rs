@@ -15,6 +15,7 @@ mod recording;
 mod report;
 mod rig;
 mod search;
+mod sim;
 mod sql;
 mod tpch;
 mod words;
@@ -73,6 +74,11 @@ pub enum Bench {
     /// Raw has to hold every offset once, the audit to be clean, the embedding store to have each text once, and no answer to have gone back behind
     /// one before it.
     Kill(kill::Options),
+    /// The service's own threads, one at a time and in an order that a seed says, over a world that fails and kills them as the seed says.
+    ///
+    /// Whatever a crash leaves, no answer may go back, no text be embedded twice, and once a process has caught up, raw, the index, the embedding store
+    /// and the quarantine have to be what has happened comes to, by DataFusion. One schedule that fails is printed with the command that repeats it.
+    Sim(crate::sim::Options),
     /// The queries of TPC-H as maintained views over its eight tables, which change while they run.
     ///
     /// Each view is compared with DataFusion's answer over the tables as they stand: after the load, on the way and at the end.
@@ -91,6 +97,7 @@ pub fn run(bench: Bench) -> LocalBoxFuture<'static, Result<Report, Error>> {
             Bench::Sql(options) => sql::run(&options).await,
             Bench::Tpch(options) => tpch::run(&options).await,
             Bench::Kill(options) => kill::run(&options).await,
+            Bench::Sim(options) => sim::run(&options).await,
             Bench::Oracle(options) => oracle::run(&options).await,
         }
     };

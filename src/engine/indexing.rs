@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::{Pending, Progress, Shared};
+use super::{Opening, Pending, Progress, Shared};
 use crate::dataflow::{Row, ViewChange};
 use crate::embed::BatchStats;
 use crate::index::{self, Indexer};
 use crate::raw::Gate;
-use crate::serve::{EmbedQuery, ServeState, State, Status};
+use crate::serve::{State, Status};
+use crate::thread;
 use crate::time::{Epoch, Position};
 
 /// How long a commit should take, embedding included: the more a machine embeds in this time, the more keys a commit has.
@@ -38,19 +39,14 @@ pub(super) struct Indexing {
     pub progress: Progress,
 }
 
-/// What opens an index for searches.
-pub(super) struct Opening {
-    pub state: Arc<ServeState>,
-    pub embedder: Arc<dyn EmbedQuery>,
-}
-
-impl Opening {
-    /// Opens the index if there is one to search; comes back if there is not.
-    pub fn open(self, indexer: &Indexer) -> Result<Option<Opening>, index::Error> {
-        let Some(searcher) = indexer.searcher()? else { return Ok(Some(self)) };
-        self.state.open(Arc::new(searcher), self.embedder);
-        Ok(None)
+/// Opens the index for searches, if there is one and it was not.
+pub(super) fn open(opening: &mut Option<Opening>, indexer: &Indexer) -> Result<(), index::Error> {
+    if let Some(searcher) = indexer.searcher()?
+        && let Some(open) = opening.take()
+    {
+        open(searcher);
     }
+    Ok(())
 }
 
 impl Indexing {
@@ -68,7 +64,7 @@ impl Indexing {
         begun: &Receiver<(Position, Gate)>,
     ) -> Result<(), String> {
         // A service that is stopped before it could begin has no target.
-        let Ok((target, quarantine)) = begun.recv() else { return Ok(()) };
+        let Ok((target, quarantine)) = thread::recv(begun) else { return Ok(()) };
         if !self.hydrate(&target) {
             return Ok(());
         }
@@ -94,12 +90,7 @@ impl Indexing {
             if self.stop.load(Ordering::SeqCst) {
                 return false;
             }
-            pending = self
-                .shared
-                .changed
-                .wait_timeout(pending, Duration::from_millis(200))
-                .expect("no holder of this lock panics")
-                .0;
+            pending = self.shared.wait(pending, Duration::from_millis(200)).0;
         }
         true
     }
@@ -144,18 +135,18 @@ impl Following<'_> {
     }
 
     fn follow(&mut self) -> Result<(), String> {
-        let mut idle_since = Instant::now();
+        let mut idle_since = thread::now();
         loop {
             match self.take() {
                 Taken::Changes(taken) => {
                     if !self.bring(taken)? {
                         return Ok(());
                     }
-                    idle_since = Instant::now();
+                    idle_since = thread::now();
                 }
                 Taken::Nothing => {
-                    if self.lacking.is_empty() && idle_since.elapsed() > IDLE && self.maintain(true)? {
-                        idle_since = Instant::now();
+                    if self.lacking.is_empty() && thread::elapsed(idle_since) > IDLE && self.maintain(true)? {
+                        idle_since = thread::now();
                     }
                     self.live_if_caught_up();
                 }
@@ -172,12 +163,9 @@ impl Following<'_> {
         let Indexing { shared, status, pending_max_keys, .. } = &self.of;
         let mut pending = shared.pending();
         while pending.epoch <= self.epoch && !pending.ended && self.lacking.is_empty() {
-            let (back, timeout) = shared
-                .changed
-                .wait_timeout(pending, Duration::from_millis(200))
-                .expect("no holder of this lock panics");
+            let (back, is_up) = shared.wait(pending, Duration::from_millis(200));
             pending = back;
-            if timeout.timed_out() {
+            if is_up {
                 break;
             }
         }
@@ -220,7 +208,7 @@ impl Following<'_> {
         changes.sort_by(|a, b| a.key.cmp(&b.key));
         while !changes.is_empty() {
             let stops = self.of.stop.load(Ordering::SeqCst);
-            if stops && self.stopping.get_or_insert_with(Instant::now).elapsed() > DRAIN_MAX {
+            if stops && thread::elapsed(*self.stopping.get_or_insert_with(thread::now)) > DRAIN_MAX {
                 tracing::info!(keys = changes.len(), "changes are left for the next start");
                 return Ok(false);
             }
@@ -252,8 +240,8 @@ impl Following<'_> {
         let begun = self.epoch > self.of.indexer.announced().0 || self.nothing_to_read();
         if self.lacking.is_empty() && begun {
             self.runtime.block_on(self.of.indexer.swap(self.epoch, &self.position)).map_err(|e| e.to_string())?;
-            if let Some(opening) = self.of.opening.take() {
-                self.of.opening = opening.open(&self.of.indexer).map_err(|e| e.to_string())?;
+            if self.of.opening.is_some() {
+                open(&mut self.of.opening, &self.of.indexer).map_err(|e| e.to_string())?;
                 self.of.status.set_ready();
             }
             self.seen();
@@ -263,9 +251,9 @@ impl Following<'_> {
 
     /// Commits, and learns from the time that it takes how many keys the next commit should have.
     fn paced(&mut self, changes: &[ViewChange], beside: bool, more: bool) -> Result<(), String> {
-        let started = Instant::now();
+        let started = thread::now();
         self.commit(changes, beside)?;
-        match started.elapsed() {
+        match thread::elapsed(started) {
             took if took > COMMIT_TARGET => self.keys_at_once = (self.keys_at_once / 2).max(1),
             took if took < COMMIT_TARGET / 2 && more => {
                 self.keys_at_once = (self.keys_at_once * 2).min(self.of.commit_max_keys);
@@ -277,7 +265,7 @@ impl Following<'_> {
 
     /// Commits to the index, or to the table in the making beside it.
     fn commit(&mut self, changes: &[ViewChange], beside: bool) -> Result<(), String> {
-        let started = Instant::now();
+        let started = thread::now();
         let metrics = self.of.status.metrics().clone();
         let progress = self.of.progress.clone();
         let counting = metrics.clone();
@@ -299,7 +287,7 @@ impl Following<'_> {
         metrics.index_rows.set(indexer.len() as i64);
         if applied.upserted + applied.deleted > 0 {
             metrics.index_commits.inc();
-            metrics.index_commit_seconds.observe(started.elapsed().as_secs_f64());
+            metrics.index_commit_seconds.observe(thread::elapsed(started).as_secs_f64());
         }
         Ok(())
     }

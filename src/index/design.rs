@@ -82,7 +82,7 @@ impl Design {
 
 /// What is wrong with where an index is to lie, by the key of the configuration.
 pub fn unreachable(config: &config::Index) -> Option<config::Problem> {
-    config.uri.contains("://").then(|| config::Problem {
+    (config.uri.contains("://") && !config.uri.starts_with("memory://")).then(|| config::Problem {
         key: "index.uri".into(),
         reason: format!("is {:?}; an index on an object store is not there yet, it has to be a folder", config.uri),
     })

@@ -4,6 +4,7 @@
 //! is searched is a snapshot, and every answer names its position and epoch.
 
 mod announced;
+mod database;
 mod design;
 mod indexer;
 mod maintenance;
@@ -16,6 +17,7 @@ mod tests;
 mod writer;
 
 pub use announced::{Announced, Reached};
+pub(crate) use database::{Database, Table};
 pub use design::{Design, MadeOf, problems, refused_columns, unreachable};
 pub use indexer::Indexer;
 pub use place::{Found, Kept, Place};

@@ -10,23 +10,21 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::sync::Arc;
 
-use lancedb::Connection;
-
 use super::announced::{Announcement, Reached};
 use super::table::Held;
-use super::{Announced, Design, Error, IndexTable};
+use super::{Announced, Database, Design, Error, IndexTable};
 use crate::storage::{self, Storage};
 use crate::time::{Epoch, Position};
 
 pub struct Place {
     design: Arc<Design>,
-    connection: Connection,
+    database: Arc<dyn Database>,
     announcement: Announcement,
     announced: Option<Announced>,
     /// The highest number that a table here has.
     last: Option<u64>,
     /// No other process has it while this one lives.
-    _lock: File,
+    _lock: Option<File>,
 }
 
 /// A table, and what it holds.
@@ -43,14 +41,17 @@ pub struct Found {
 }
 
 impl Place {
-    /// Looks at what lies there. An index that is not there is begun.
-    pub async fn open(design: Arc<Design>) -> Result<Found, Error> {
+    /// Looks at what lies there, in `database` or where the design says. An index that is not there is begun.
+    pub async fn open(design: Arc<Design>, database: Option<Arc<dyn Database>>) -> Result<Found, Error> {
         let uri = &design.config.uri;
         let storage = storage::open(uri, &Default::default()).map_err(|e| design.storage(e))?;
-        let lock = lock(&design, &storage)?;
-        let connection = lancedb::connect(uri).execute().await.map_err(|e| design.storage(e))?;
+        let lock = if storage.is_folder() { Some(lock(&design, &storage)?) } else { None };
+        let database = match database {
+            Some(database) => database,
+            None => Arc::new(lancedb::connect(uri).execute().await.map_err(|e| design.storage(e))?),
+        };
         let announcement = Announcement::of(&storage, uri, &design.name);
-        let mut place = Place { design, connection, announcement, announced: None, last: None, _lock: lock };
+        let mut place = Place { design, database, announcement, announced: None, last: None, _lock: lock };
         let index = place.find().await?;
         Ok(Found { place, index })
     }
@@ -64,7 +65,7 @@ impl Place {
             }
             self.announced = Some(announced);
         }
-        let names = self.connection.table_names().execute().await.map_err(|e| self.design.storage(e))?;
+        let names = self.database.names().await.map_err(|e| self.design.storage(e))?;
         let tables: Vec<(u64, String)> = names.into_iter().filter_map(|n| Some((self.number(&n)?, n))).collect();
         let named = self.announced.as_ref().and_then(|a| self.number(&a.table));
         self.last = tables.iter().map(|(number, _)| *number).chain(named).max();
@@ -103,7 +104,7 @@ impl Place {
             ));
         }
         let unreadable = |e: &dyn std::fmt::Display| format!("its table {name} cannot be read: {e}");
-        let table = self.connection.open_table(name).execute().await.map_err(|e| unreadable(&e))?;
+        let table = self.database.open(name).await.map_err(|e| unreadable(&e))?;
         let mut table = IndexTable::new(self.design.clone(), name, table).await.map_err(|e| unreadable(&e))?;
         if table.version < announced.version {
             return Err(format!(
@@ -148,7 +149,7 @@ impl Place {
         let design = &self.design;
         let number = self.last.map_or(0, |last| last + 1);
         let name = if number == 0 { design.name.clone() } else { format!("{}.{number}", design.name) };
-        let made = self.connection.create_empty_table(&name, design.table.clone()).execute().await;
+        let made = self.database.create(&name, design.table.clone()).await;
         let table = IndexTable::new(design.clone(), &name, made.map_err(|e| design.storage(e))?).await?;
         self.last = Some(number);
         Ok(Kept { table, held: Held::default() })
@@ -216,7 +217,7 @@ impl Place {
 
     /// Removes a table. One that cannot be removed is in nobody's way, and the next start tries again.
     pub(super) async fn remove(&self, table: &str) {
-        if let Err(e) = self.connection.drop_table(table, &[]).await {
+        if let Err(e) = self.database.remove(table).await {
             tracing::warn!(table, reason = %e, "a table that is no longer the index cannot be removed");
         }
     }

@@ -57,7 +57,7 @@ fn design(config: &config::Index, embedder: &dyn TextEmbedder) -> Arc<Design> {
 }
 
 async fn open(folder: &Path, embedder: Arc<dyn TextEmbedder>, ann_min_rows: usize) -> (Indexer, IndexSearcher) {
-    let found = Place::open(design(&config(folder, ann_min_rows), &*embedder)).await.unwrap();
+    let found = Place::open(design(&config(folder, ann_min_rows), &*embedder), None).await.unwrap();
     let store = EmbeddingStore::open(&folder.join("store"), embedder.model_id(), embedder.dimension()).unwrap();
     let indexer = Indexer::new(found, store, embedder).await.unwrap();
     let searcher = indexer.searcher().unwrap().expect("the index is whole");

@@ -82,7 +82,7 @@ fn halve(file: &Path) {
 /// Opens what lies there, brings it to the view, and looks at it as a later start does. Answers why it was built anew.
 async fn mended(folder: &Path, what: &str) -> Option<String> {
     let embedder = drawn();
-    let found = Place::open(design(&config(folder, ANN), &*embedder)).await.unwrap();
+    let found = Place::open(design(&config(folder, ANN), &*embedder), None).await.unwrap();
     let why = found.index.as_ref().err().cloned();
     let store = EmbeddingStore::open(&folder.join("store"), embedder.model_id(), 16).unwrap();
     let mut indexer = Indexer::new(found, store, embedder.clone()).await.unwrap();
@@ -224,7 +224,7 @@ async fn an_index_that_was_made_of_other_things_is_not_gone_on_with() {
         change(&mut config);
         let embedder = Drawn(ModelId(model.into()));
         let design = Design::new(&config, "t", vec!["topic".into()], view, &embedder).unwrap();
-        Place::open(design).await.unwrap().index.err().unwrap_or_default()
+        Place::open(design, None).await.unwrap().index.err().unwrap_or_default()
     };
     let with = |name: &str, ty: DataType| {
         let mut fields = schema().fields().to_vec();
@@ -243,7 +243,7 @@ async fn another_dataflows_index_is_refused_and_stays_as_it_is() {
     let opened = async |folder: &Path, topics: &[&str]| {
         let topics = topics.iter().map(|t| (*t).into()).collect();
         let design = Design::new(&config(folder, ANN), "t", topics, schema(), &*drawn()).unwrap();
-        Place::open(design).await.map(drop)
+        Place::open(design, None).await.map(drop)
     };
     let refused = |opened: Result<(), Error>, part: &str| match opened {
         Err(e @ Error::Foreign { .. }) => assert!(e.to_string().contains(part), "{e}"),
@@ -266,11 +266,11 @@ async fn one_process_writes_an_index() {
     let folder = tempfile::tempdir().unwrap();
     let (mut indexer, _) = open(folder.path(), drawn(), ANN).await;
     let config = config(folder.path(), ANN);
-    let again = Place::open(design(&config, &*drawn())).await;
+    let again = Place::open(design(&config, &*drawn()), None).await;
     assert!(matches!(again, Err(Error::InUse { .. })), "{:?}", again.map(drop));
     // Another dataflow's index may lie beside it.
     let beside = Design::new(&config, "t2", vec!["topic".into()], schema(), &*drawn()).unwrap();
-    drop(Place::open(beside).await.unwrap());
+    drop(Place::open(beside, None).await.unwrap());
 
     // Who does not ask for the lock is noticed by the versions.
     indexer.apply(&view()[..10], &mut |_| ()).await.unwrap();
