@@ -122,13 +122,21 @@ struct Following<'a> {
 
 impl Following<'_> {
     fn remove_orphans(&mut self) -> Result<(), String> {
-        let view: HashSet<Box<[u8]>> = {
+        let (view, epoch, position): (HashSet<Box<[u8]>>, _, _) = {
             let pending = self.of.shared.pending();
-            pending.changes.iter().filter(|(_, row)| row.is_some()).map(|(key, _)| key.clone()).collect()
+            let there = pending.changes.iter().filter(|(_, row)| row.is_some());
+            (there.map(|(key, _)| key.clone()).collect(), pending.epoch, pending.position.clone())
         };
         let orphans = self.of.indexer.orphans(&view);
         if orphans.is_empty() {
             return Ok(());
+        }
+        // Without them the index is as far as the view, which may be beyond what was announced.
+        if !self.quarantine.wait() {
+            return Ok(());
+        }
+        if epoch > self.epoch {
+            self.runtime.block_on(self.of.indexer.announce(epoch, &position)).map_err(|e| e.to_string())?;
         }
         tracing::info!(rows = orphans.len(), "rows that the view no longer has are removed from the index");
         self.commit(&orphans, false)

@@ -12,7 +12,7 @@ use futures::{FutureExt, StreamExt};
 use lancedb::query::{ExecutableQuery, QueryBase, Select};
 use lancedb::{Connection, Error, Result};
 
-pub(crate) trait Database: Send + Sync {
+pub trait Database: Send + Sync {
     fn names(&self) -> BoxFuture<'_, Result<Vec<String>>>;
 
     fn open<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn Table>>>;
@@ -23,7 +23,7 @@ pub(crate) trait Database: Send + Sync {
     fn remove<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<()>>;
 }
 
-pub(crate) trait Table: Send + Sync {
+pub trait Table: Send + Sync {
     fn version(&self) -> BoxFuture<'_, Result<u64>>;
 
     fn schema(&self) -> BoxFuture<'_, Result<SchemaRef>>;

@@ -17,7 +17,7 @@ mod tests;
 mod writer;
 
 pub use announced::{Announced, Reached};
-pub(crate) use database::{Database, Table};
+pub use database::{Database, Table};
 pub use design::{Design, MadeOf, problems, refused_columns, unreachable};
 pub use indexer::Indexer;
 pub use place::{Found, Kept, Place};

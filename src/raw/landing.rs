@@ -322,8 +322,11 @@ impl Worker {
             }
         });
         let runtime = self.runtime.clone();
-        // What was aborted is not looked at.
-        match thread::spawn("snapshot", move || drop(runtime.block_on(work))) {
+        let work = move || {
+            // What was aborted has not been made.
+            let _ = runtime.block_on(work);
+        };
+        match thread::spawn("snapshot", work) {
             Ok(thread) => source.snapshot = Some((thread, abort)),
             Err(e) => tracing::warn!(error = %e, "a thread for a snapshot cannot be started"),
         }

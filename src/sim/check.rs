@@ -96,7 +96,7 @@ impl<'a> Leavings<'a> {
     }
 
     /// The rows of the index and its announcement, if there is one.
-    async fn index(&self) -> Result<Option<(RecordBatch, Announced)>, String> {
+    pub async fn index(&self) -> Result<Option<(RecordBatch, Announced)>, String> {
         let at = format!("index/{}.announced.json", self.dataflow.config.name);
         let bytes = match self.objects.get(&at.into()).await {
             Ok(found) => found.bytes().await.map_err(said)?,

@@ -152,6 +152,7 @@ impl Schedule {
         for _ in 0..3 {
             self.turn(None);
         }
+        let mut may_lose = true;
         for _ in 0..self.draw(|rng| rng.random_range(1..=3)) {
             let life = self.draw(|rng| Life {
                 fuse: rng.random_bool(0.8).then(|| rng.random_range(0..FUSE_MAX)),
@@ -160,7 +161,11 @@ impl Schedule {
                 end: [End::Killed, End::Killed, End::Stopped, End::Settled][rng.random_range(0..4)],
             });
             self.life(passed, &life)?;
-            self.lose()?;
+            // Of two things that are lost, one may be what the other would be made of.
+            if may_lose && self.draw(|rng| rng.random_bool(LOSS)) {
+                self.lose()?;
+                may_lose = false;
+            }
         }
         let quiet = |turns| Life { fuse: None, troubles: 0.0, turns, end: End::Settled };
         while !self.life(passed, &quiet(TURNS_MAX / 2))? {}
@@ -198,7 +203,7 @@ impl Schedule {
         if let Some(what) = lock(&self.world).watch.violation() {
             return Err(what.into());
         }
-        let leavings = check::Leavings::of(&self.dataflow, &self.folder, &self.database, &self.objects, &self.world);
+        let leavings = self.leavings();
         self.runtime.block_on(leavings.embeddings())?;
         let settled = ended == Ok(true);
         if settled {
@@ -301,6 +306,9 @@ impl Schedule {
         let rows = scan.now_or_never().expect("the table is in memory").expect("the table can be read");
         let rows: Vec<Shown> = rows.iter().flat_map(Shown::all).collect();
         let world = &mut *lock(&self.world);
+        if epoch > world.watch.epoch() {
+            world.note(format!("  answers are of epoch {}", epoch.0));
+        }
         world.watch.answer(&world.shop, epoch, &position, &rows);
     }
 
@@ -328,15 +336,30 @@ impl Schedule {
 
     /// Something that can be made anew gets lost while no process runs.
     fn lose(&self) -> Result<(), String> {
-        let world = &mut *lock(&self.world);
-        if !world.rng.random_bool(LOSS) {
-            return Ok(());
-        }
-        if world.rng.random() {
-            world.note("  the index is lost, or its last commit");
-            self.database.lose(&mut world.rng);
+        match self.draw(|rng| rng.random_range(0..3)) {
+            0 => {
+                lock(&self.world).note("  the index is lost, or its last commit");
+                self.draw(|rng| self.database.lose(rng));
+            }
+            1 => {
+                lock(&self.world).note("  the index's announcement is lost");
+                let at = format!("index/{}.announced.json", self.dataflow.config.name);
+                futures::executor::block_on(self.objects.lose(&at.into()));
+                lock(&self.world).watch.forgotten();
+            }
+            _ => {
+                let mut world = lock(&self.world);
+                world.note("  the embedding store is lost");
+                std::fs::remove_dir_all(&self.dataflow.config.embed.store).map_err(|e| e.to_string())?;
+                let rows = self.runtime.block_on(self.leavings().index())?;
+                world.watch.lost(&rows.map(|(rows, _)| Shown::all(&rows)).unwrap_or_default());
+            }
         }
         Ok(())
+    }
+
+    fn leavings(&self) -> check::Leavings<'_> {
+        check::Leavings::of(&self.dataflow, &self.folder, &self.database, &self.objects, &self.world)
     }
 
     /// What becomes of a write of the last process that is still under way: it comes now, or never, or when its successor is there already, which is

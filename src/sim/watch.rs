@@ -28,6 +28,11 @@ impl Watch {
         self.violation.as_deref()
     }
 
+    /// Of the last answer.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
     pub fn violated(&mut self, what: impl Into<String>) {
         self.violation.get_or_insert_with(|| what.into());
     }
@@ -45,6 +50,12 @@ impl Watch {
     /// The embedding store is gone, and what of its vectors the index does not have.
     pub fn lost(&mut self, index: &[Shown]) {
         self.stored.retain(|text| index.iter().any(|row| row.text == *text));
+    }
+
+    /// How far the index was is not known any more.
+    pub fn forgotten(&mut self) {
+        let Watch { stored, answers, violation, .. } = std::mem::take(self);
+        *self = Watch { stored, answers, violation, ..Watch::default() };
     }
 
     /// All rows that a search could find now, and what an answer says of them.

@@ -12,7 +12,7 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error as StoreError, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult,
+    ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
 
 use crate::thread;
@@ -83,6 +83,12 @@ impl Faulty {
             // Whoever asked for it has been told that it failed.
             drop(self.0.store.put_opts(&at, payload, options).await);
         }
+    }
+
+    /// Removes an object behind everybody's back.
+    pub async fn lose(&self, at: &Path) {
+        // There may be none.
+        drop(self.0.store.delete(at).await);
     }
 
     fn fate(&self, write: Write<'_>) -> Fate {
