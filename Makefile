@@ -5,12 +5,13 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 BIN := $(CARGO_TARGET_DIR)/release/freshet
 ARGS ?=
 
-.PHONY: help setup model build bin demo test stack e2e docs
+.PHONY: help setup model build bin demo test stack s3 e2e docs
 
 help:
 	@echo "make demo ARGS=\"...\"   runs everything in one process on made-up data (ARGS: see $(notdir $(BIN)) demo --help)"
 	@echo "make test              runs every test"
 	@echo "make stack             checks the files of the stack: compose, Kubernetes, Prometheus's rules"
+	@echo "make s3                runs against an S3-compatible store (SeaweedFS): tests and kills"
 	@echo "make e2e               runs against real peers: Kafka, Debezium, a registry, PostgreSQL, MariaDB"
 	@echo "make docs              runs every command that the runbook and the onboarding give"
 	@echo "make build             builds the program"
@@ -37,6 +38,9 @@ test: model
 
 stack:
 	@tests/stack/check.sh
+
+s3: model build
+	python3 -B tests/peers/s3.py $(BIN) $(ARGS)
 
 e2e: model build
 	python3 -B tests/peers/e2e.py $(BIN) $(ARGS)

@@ -20,7 +20,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use crate::config::Config;
-use crate::dataflow::{self, Plan, Row};
+use crate::dataflow::{self, Plan, Row, ViewChange};
 use crate::decode::{RegistryClient, RowType, SchemaStore};
 use crate::embed::{BatchStats, Embedder, EmbeddingStore, TextEmbedder};
 use crate::index::{Database, Design, IndexSearcher, Indexer, Place};
@@ -102,6 +102,9 @@ struct Pending {
     /// Whether the index follows the view already. Until then all of the view waits here, which is what reconciling compares with, so the
     /// bound on waiting keys cannot count yet.
     follows: bool,
+    /// Whether the indexer asks for all of the view, and all of it as it was after some epoch that `changes` reach back to.
+    wants_whole: bool,
+    whole: Option<Vec<ViewChange>>,
     /// Commit times of live events that `changes` (or an unchanged index) stand for.
     commits_ms: Vec<i64>,
     /// The driver has folded its last epoch.
@@ -130,12 +133,17 @@ impl Shared {
 impl Service {
     /// Starts everything.
     pub fn start(config: Config, progress: Progress) -> BoxFuture<'static, Result<Service, Error>> {
+        let embedder = Self::load(&config);
+        Self::start_with(config, embedder, progress)
+    }
+
+    fn load(config: &Config) -> BoxFuture<'static, Result<Arc<dyn TextEmbedder>, Error>> {
         let embed = config.embed.clone();
         let load = async move {
             let loaded = tokio::task::spawn_blocking(move || Embedder::load(&embed)).await;
             Ok(Arc::new(loaded.map_err(|e| Error::Peer(e.to_string()))??) as Arc<dyn TextEmbedder>)
         };
-        Self::start_with(config, load.boxed(), progress)
+        load.boxed()
     }
 
     /// The same with an embedder of the caller's; the API listens while it is made.
@@ -144,12 +152,19 @@ impl Service {
         embedder: BoxFuture<'static, Result<Arc<dyn TextEmbedder>, Error>>,
         progress: Progress,
     ) -> BoxFuture<'static, Result<Service, Error>> {
-        Self::begin(config, embedder, progress).boxed()
+        Self::begin(config, embedder, false, progress).boxed()
+    }
+
+    /// The same, with an index that is built anew, whatever lies there; one that can be used is searched and kept in step until then.
+    pub fn start_anew(config: Config, progress: Progress) -> BoxFuture<'static, Result<Service, Error>> {
+        let embedder = Self::load(&config);
+        Self::begin(config, embedder, true, progress).boxed()
     }
 
     async fn begin(
         config: Config,
         embedder: BoxFuture<'static, Result<Arc<dyn TextEmbedder>, Error>>,
+        anew: bool,
         progress: Progress,
     ) -> Result<Service, Error> {
         let status = Arc::new(Status::new(Arc::new(Metrics::new())));
@@ -162,7 +177,7 @@ impl Service {
         let opened = QueryEmbedder(embedder.clone());
         let opening = Box::new(move |searcher| state.open(Arc::new(searcher), Arc::new(opened)));
         let peers = Peers::of(&config, embedder)?;
-        let engine = Engine::start(config, (plan, row_types), peers, status, opening, progress).await?;
+        let engine = Engine::start(config, (plan, row_types), peers, anew, status, opening, progress).await?;
         Ok(Service { address: server.address(), engine, server })
     }
 
@@ -217,6 +232,7 @@ impl Engine {
         config: Config,
         (plan, row_types): (Plan, Vec<Arc<RowType>>),
         peers: Peers,
+        anew: bool,
         status: Arc<Status>,
         opening: Opening,
         progress: Progress,
@@ -226,7 +242,7 @@ impl Engine {
         let view = plan.view_schema().clone();
         let design = Design::new(&config.index, &config.name, topics, view, &*embedder)?;
         // The index's lock comes first: what this process may not write it does not touch.
-        let found = Place::open(design, peers.database.clone()).await?;
+        let found = Place::open_in(peers.database.clone(), design, anew).await?;
         let store = EmbeddingStore::open(&config.embed.store, embedder.model_id(), embedder.dimension())?;
         let indexer = Indexer::new(found, store, embedder).await?;
         status.metrics().index_rows.set(indexer.len() as i64);
@@ -235,6 +251,12 @@ impl Engine {
         status.set_committed(reached.epoch, &reached.position);
         let mut opening = Some(opening);
         indexing::open(&mut opening, &indexer)?;
+        if let Some(table) = indexer.table_name() {
+            status.set_table(table);
+        }
+        if indexer.is_building() {
+            status.set_building(None);
+        }
         if opening.is_none() && !indexer.is_empty() {
             status.set_ready();
         }
@@ -318,15 +340,8 @@ impl Engine {
 struct QueryEmbedder(Arc<dyn TextEmbedder>);
 
 impl EmbedQuery for QueryEmbedder {
-    fn embed_query<'a>(&'a self, text: &'a str) -> BoxFuture<'a, Result<Vec<f32>, SearchError>> {
-        let (embedder, text) = (self.0.clone(), text.to_string());
-        async move {
-            tokio::task::spawn_blocking(move || embedder.embed_query(&text))
-                .await
-                .map_err(|e| SearchError::Internal(e.to_string()))?
-                .map_err(|e| SearchError::Internal(e.to_string()))
-        }
-        .boxed()
+    fn embed_query(&self, text: &str) -> Result<Vec<f32>, SearchError> {
+        self.0.embed_query(text).map_err(|e| SearchError::Internal(e.to_string()))
     }
 }
 

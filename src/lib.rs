@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Modules in the order in which data moves; each imports only what stands before it. `engine` composes them, `audit` checks
-//! what comes out, `quarantine` shows what did not.
+//! what comes out, `quarantine` shows what did not, `rebuild` has the index made anew.
 //! What a program or a test awaits of the whole comes as a boxed future: its body is compiled once, here, and not again in each of them.
 
 pub mod time;
@@ -38,6 +38,8 @@ pub mod engine;
 pub mod audit;
 
 pub mod quarantine;
+
+pub mod rebuild;
 
 pub mod demo;
 

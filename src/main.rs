@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use freshet::config::{self, Config};
-use freshet::{audit, bench, demo, embed, engine, logging, quarantine};
+use freshet::{audit, bench, demo, embed, engine, index, logging, quarantine, rebuild, storage};
 
 /// Rows are allocated on one thread and freed on another, which the system's allocator is slow at.
 #[global_allocator]
@@ -32,11 +32,15 @@ enum Command {
         folder: PathBuf,
     },
     /// Says what is wrong with a dataflow's folder, all of it at once, or prints its plan.
-    Check { folder: PathBuf },
+    Check {
+        /// The dataflow's folder, such as dataflows/product.
+        folder: PathBuf,
+    },
     /// Shows how a dataflow's models are maintained: the optimised plans, and the operators with their names.
     ///
     /// What each operator holds and does while the dataflow runs stands under `operators` in GET /v1/status, by the same numbers.
     Explain {
+        /// The dataflow's folder, such as dataflows/product.
         folder: PathBuf,
         /// Only the operators that this model (or source) is made of.
         #[arg(long)]
@@ -46,10 +50,21 @@ enum Command {
     ///
     /// Prints counts and the first differences. Exit code 1 when there is any.
     Audit {
+        /// The dataflow's folder, such as dataflows/product.
         folder: PathBuf,
         /// Rows whose text is embedded once more, to compare the vectors.
         #[arg(long, default_value_t = 200)]
         sample: usize,
+    },
+    /// Builds a dataflow's index anew, beside the one that is searched, which it replaces when it is whole.
+    ///
+    /// The service that runs is asked for it, on its own machine, and goes on meanwhile; where none runs it is done here, also in the place of an
+    /// index that a start refuses. Nothing is embedded that was embedded before. Until it is whole the old index stays, whatever ends.
+    Rebuild {
+        folder: PathBuf,
+        /// Where the service answers; by default where serve.listen says.
+        #[arg(long)]
+        url: Option<String>,
     },
     /// Shows the messages that were rejected, and what would become of them today. Only reads; the service may run.
     Quarantine {
@@ -59,7 +74,10 @@ enum Command {
     /// Runs a broker, a registry, a shop that keeps changing its products, and the service, in one process.
     Demo(demo::Options),
     /// Says what this machine has: GPUs, the device that is taken and why, the model, and whether the peers answer.
-    Doctor { folder: PathBuf },
+    Doctor {
+        /// The dataflow's folder, such as dataflows/product.
+        folder: PathBuf,
+    },
     /// Measures a part of Freshet on made-up data, and checks what it computed.
     ///
     /// Prints one JSON object on stdout, {"bench", "ok", ...figures with their units in their names}, and progress on stderr. ok is false, and
@@ -89,6 +107,7 @@ fn main() -> ExitCode {
             Command::Check { folder } => check(&folder).await,
             Command::Explain { folder, model } => explain(&folder, model.as_deref()).await,
             Command::Audit { folder, sample } => audit(&folder, sample).await,
+            Command::Rebuild { folder, url } => rebuild(&folder, url).await,
             Command::Quarantine { command } => quarantined(command).await,
             Command::Demo(options) => demo(options).await,
             Command::Doctor { folder } => doctor(&folder).await,
@@ -136,7 +155,7 @@ async fn run(folder: &std::path::Path) -> u8 {
         Ok(service) => service,
         Err(e) => {
             eprintln!("freshet: {e}");
-            return 3;
+            return code_of(&e);
         }
     };
     let mut looked = tokio::time::interval(std::time::Duration::from_millis(200));
@@ -211,6 +230,23 @@ async fn audit(folder: &std::path::Path, sample: usize) -> u8 {
     }
 }
 
+async fn rebuild(folder: &std::path::Path, url: Option<String>) -> u8 {
+    let config = match checked(folder).await {
+        Ok(checked) => checked.config,
+        Err(code) => return code,
+    };
+    match rebuild::run(config, url).await {
+        Ok(rebuild::Rebuilt { table, rows }) => {
+            println!("{table} is the index now, with {rows} rows");
+            0
+        }
+        Err(e) => {
+            eprintln!("freshet: {e}");
+            3
+        }
+    }
+}
+
 async fn quarantined(command: quarantine::Command) -> u8 {
     let config = match load(command.folder()) {
         Ok(config) => config,
@@ -238,8 +274,17 @@ async fn demo(options: demo::Options) -> u8 {
         Ok(()) => 0,
         Err(e) => {
             eprintln!("freshet: {e}");
-            3
+            e.downcast_ref().map_or(3, code_of)
         }
+    }
+}
+
+/// An address that cannot be listened on is a configuration's mistake, as is whatever a start refuses of one.
+fn code_of(error: &engine::Error) -> u8 {
+    match error {
+        engine::Error::Server(_) | engine::Error::Plan(_) => 2,
+        engine::Error::Index(index::Error::Configuration { .. }) => 2,
+        _ => 3,
     }
 }
 
@@ -302,11 +347,10 @@ async fn doctor(folder: &std::path::Path) -> u8 {
     if config.registry.url.is_some() {
         say("registry", engine::ask_registry(&config).await);
     }
-    say(
-        "storage",
-        std::fs::create_dir_all(&config.index.uri)
-            .map(|()| config.index.uri.clone())
-            .map_err(|e| format!("{}: {e}", config.index.uri)),
-    );
+    let places = config.raw.iter().map(|raw| ("raw", &raw.uri, &raw.options));
+    for (what, uri, options) in [("index", &config.index.uri, &config.index.options)].into_iter().chain(places) {
+        let probed = storage::probe(uri, options).await;
+        say(what, probed.map(|()| uri.clone()).map_err(|e| format!("{uri}: {e}")));
+    }
     u8::from(!well)
 }

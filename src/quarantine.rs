@@ -24,6 +24,7 @@ use crate::time::Coordinates;
 pub enum Command {
     /// Lists the messages that wait, the newest last.
     List {
+        /// The dataflow's folder, such as dataflows/product.
         folder: PathBuf,
         /// Only what was rejected by this rule.
         #[arg(long, value_parser = rule)]
@@ -43,6 +44,7 @@ pub enum Command {
     },
     /// Shows all of a message: why it was rejected, and its bytes.
     Show {
+        /// The dataflow's folder, such as dataflows/product.
         folder: PathBuf,
         /// topic:partition:offset
         coordinates: Coordinates,
@@ -52,6 +54,7 @@ pub enum Command {
     /// The next start of the service takes those, each at its own offset, so that nothing newer is overwritten, and marks them as healed. Exit code 1
     /// when one would be rejected again.
     Retry {
+        /// The dataflow's folder, such as dataflows/product.
         folder: PathBuf,
         /// topic:partition:offset; without any, all that wait.
         coordinates: Vec<Coordinates>,

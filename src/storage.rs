@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use deltalake::ensure_table_uri;
-use object_store::ObjectStore;
 use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
 use object_store::path::Path;
+use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 
 // The same type as delta-rs's, of the crate `url`.
 use reqwest::Url;
@@ -59,6 +59,36 @@ impl Drop for Named {
     }
 }
 
+/// Whether the storage at `location` does what is asked of it: puts, puts that depend on what is there, deletes.
+pub async fn probe(location: &str, options: &BTreeMap<String, String>) -> Result<(), String> {
+    let Storage { store, path, url } = open(location, options)?;
+    let at = path.join(format!("freshet-probe-{:016x}", rand::random::<u64>()));
+    let put = async |text: &'static str, mode: PutMode| {
+        store.put_opts(&at, PutPayload::from_static(text.as_bytes()), mode.into()).await
+    };
+    let tried = async {
+        let first = put("first", PutMode::Create).await.map_err(|e| format!("a file cannot be put: {e}"))?;
+        match put("again", PutMode::Create).await {
+            Err(Error::AlreadyExists { .. }) => {}
+            Err(e) => return Err(format!("a put that depends on a name being free fails: {e}")),
+            Ok(_) => return Err("a put that depends on a name being free goes over what is there".into()),
+        }
+        if url.scheme() == "s3" {
+            let second = put("second", PutMode::Update(first.clone().into())).await;
+            second.map_err(|e| format!("a put that depends on what is there fails: {e}"))?;
+            match put("third", PutMode::Update(first.into())).await {
+                Err(Error::Precondition { .. }) => {}
+                Err(e) => return Err(format!("a put that depends on what is there fails: {e}")),
+                Ok(_) => return Err("a put that depends on what is there goes over what is there".into()),
+            }
+        }
+        Ok(())
+    };
+    let tried = tried.await;
+    let removed = store.delete(&at).await;
+    tried.and(removed.map_err(|e| format!("a file cannot be removed: {e}")))
+}
+
 /// The storage at `location`: a path, which is made if it is not there, or `s3://bucket/path`. For S3, `options` are those of object_store
 /// (`endpoint`, `region`, `allow_http`, ...) and go before the environment's `AWS_*`.
 pub fn open(location: &str, options: &BTreeMap<String, String>) -> Result<Storage, String> {
@@ -85,4 +115,20 @@ pub fn open(location: &str, options: &BTreeMap<String, String>) -> Result<Storag
     };
     let path = Path::from_url_path(url.path()).map_err(|e| e.to_string())?;
     Ok(Storage { store, path, url })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_folder_does_what_is_asked_of_it_and_keeps_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path().join("new");
+        probe(at.to_str().unwrap(), &BTreeMap::new()).await.unwrap();
+        assert_eq!(std::fs::read_dir(&at).unwrap().count(), 0);
+        std::fs::write(folder.path().join("file"), "").unwrap();
+        let refused = probe(folder.path().join("file").to_str().unwrap(), &BTreeMap::new()).await;
+        assert!(refused.is_err(), "a file is no folder");
+    }
 }

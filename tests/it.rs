@@ -20,6 +20,7 @@ mod it {
     mod quarantine;
     mod queues;
     mod raw;
+    mod rebuilding;
     mod recording;
     mod replay;
     mod running;

@@ -44,9 +44,16 @@ pub struct Options {
     /// Products of the shop.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub products: u32,
+    /// Where raw and index lie, such as s3://bucket/path; AWS_ENDPOINT, AWS_ALLOW_HTTP, AWS_REGION and the keys come from the environment. A temporary
+    /// folder otherwise.
+    #[arg(long)]
+    pub uri: Option<String>,
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
 }
+
+/// One look at the program in so many asks it for a new index.
+const REBUILD_EVERY: f64 = 60.0;
 
 pub(super) async fn run(options: &Options) -> Result<Report, Error> {
     let scratch = Scratch::new("kill")?;
@@ -55,7 +62,7 @@ pub(super) async fn run(options: &Options) -> Result<Report, Error> {
     let registry = Registry::start().await?;
     let mut shop =
         Shop::new(options.seed, options.products as usize, Producer::new(&broker.bootstrap_servers())?, &registry)?;
-    let place = Place::new(scratch.path(), &broker, &registry)?;
+    let place = Place::new(scratch.path(), options.uri.as_deref(), &broker, &registry)?;
     let mut rng = StdRng::seed_from_u64(options.seed);
     let mut report = Report::new("kill", options.seed);
     let mut watch = Watch::default();
@@ -77,6 +84,9 @@ pub(super) async fn run(options: &Options) -> Result<Report, Error> {
             }
             shop.flush()?;
             watch.ask(&place.url, &mut report).await;
+            if rng.random_bool(1.0 / REBUILD_EVERY) {
+                watch.ask_to_rebuild(&place.url).await;
+            }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         if let Some(status) = program.0.try_wait()? {
@@ -120,6 +130,7 @@ pub(super) async fn run(options: &Options) -> Result<Report, Error> {
     report.check(records == texts, format_args!("{records} vectors are kept of {texts} texts"));
     report.figure("kills", options.times);
     report.figure("answers", watch.answers);
+    report.figure("rebuilds_asked", watch.rebuilds);
     report.figure("events", sum(written));
     report.figure("raw_rows", rows);
     report.figure("index_rows", found.index_rows);
@@ -143,7 +154,7 @@ struct Place {
 }
 
 impl Place {
-    fn new(data: &Path, broker: &Broker, registry: &Registry) -> Result<Place, Error> {
+    fn new(data: &Path, uri: Option<&str>, broker: &Broker, registry: &Registry) -> Result<Place, Error> {
         // The same address after each start, free until now.
         let listen = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let (brokers, registry) = (broker.bootstrap_servers(), registry.url());
@@ -152,7 +163,14 @@ impl Place {
         let file = folder.join("dataflow.toml");
         let text = std::fs::read_to_string(&file)?;
         let quick = format!("[raw]\ncommit_max_age_ms = {COMMIT_MAX_AGE_MS}\n");
-        std::fs::write(&file, text.replacen("[raw]\n", &quick, 1))?;
+        let mut text = text.replacen("[raw]\n", &quick, 1);
+        for part in ["raw", "index"] {
+            let given = format!("uri = \"${{FRESHET_DATA_DIR:-../../data}}/{part}\"");
+            if let Some(uri) = uri {
+                text = text.replacen(&given, &format!("uri = \"{}/{part}\"", uri.trim_end_matches('/')), 1);
+            }
+        }
+        std::fs::write(&file, text)?;
         let environment = vec![
             ("KAFKA_BOOTSTRAP_SERVERS", brokers),
             ("SCHEMA_REGISTRY_URL", registry),
@@ -207,9 +225,15 @@ struct Watch {
     landed: Position,
     is_live: bool,
     answers: usize,
+    rebuilds: usize,
 }
 
 impl Watch {
+    async fn ask_to_rebuild(&mut self, url: &str) {
+        let asked = self.client.post(format!("{url}/v1/rebuild")).send().await;
+        self.rebuilds += usize::from(asked.is_ok_and(|answer| answer.status().is_success()));
+    }
+
     /// One search and one look at the status. A program that is not there (any more) gives no answer.
     async fn ask(&mut self, url: &str, report: &mut Report) {
         let query = self.client.post(format!("{url}/v1/search")).body(json!({"query": "a tent", "k": 3}).to_string());

@@ -68,6 +68,17 @@ pub enum TestKind {
 }
 
 impl DataTest {
+    /// The columns that it names, each with the relation that has to have it; those of SQL are not looked for.
+    pub fn columns(&self) -> Vec<(&str, &str)> {
+        match &self.kind {
+            TestKind::NotNull { column } | TestKind::Unique { column } | TestKind::AcceptedValues { column, .. } => {
+                vec![(&self.relation, column)]
+            }
+            TestKind::Relationships { column, to, field } => vec![(&self.relation, column), (to, field)],
+            TestKind::Expression { .. } | TestKind::Query { .. } => vec![],
+        }
+    }
+
     /// A SQL predicate over the relation's columns that is true for the rows that fail; `None` for a query.
     pub fn predicate(&self) -> Option<String> {
         let relation = quoted(&self.relation);

@@ -186,8 +186,10 @@ fn read(cx: &Context<'_>, table: Option<Table>) -> (Config, BTreeSet<String>) {
     s.finish();
 
     let mut s = root.section("index");
+    let (uri, store_options) = store(&mut s, "../../data/index");
     let index = Index {
-        uri: s.location("uri", Some("../../data/index")),
+        uri,
+        options: store_options,
         key: s.text("key", None),
         text: s.text("text", None),
         commit_max_keys: s.size("commit_max_keys", 1_000, 1..=100_000),
@@ -246,12 +248,9 @@ fn is_same_place(one: &str, other: &str) -> bool {
     parts(one) == parts(other)
 }
 
-/// Options of S3 that come from the environment alone.
-const SECRETS: [&str; 3] = ["access_key_id", "secret_access_key", "session_token"];
-
-fn raw(s: &mut Section<'_>, sources: &[Source]) -> Raw {
-    let uri = s.location("uri", Some("../../data/raw"));
-    let options = raw_options(s, uri.starts_with("s3://"));
+/// A place for tables, `uri` and `options` of a section: a folder, or S3.
+fn store(s: &mut Section<'_>, default: &'static str) -> (String, BTreeMap<String, String>) {
+    let uri = s.location("uri", Some(default));
     let scheme = uri.split_once("://").map_or("file", |(scheme, _)| scheme);
     if !["file", "s3"].contains(&scheme) {
         s.problem("uri", format!("is of the kind {scheme}://; a folder and s3:// are possible"));
@@ -259,6 +258,15 @@ fn raw(s: &mut Section<'_>, sources: &[Source]) -> Raw {
     if uri.strip_prefix("s3://").is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
         s.problem("uri", format!("is {uri:?}, which names no bucket: s3://bucket/path"));
     }
+    let options = s3_options(s, scheme == "s3");
+    (uri, options)
+}
+
+/// Options of S3 that come from the environment alone.
+const SECRETS: [&str; 3] = ["access_key_id", "secret_access_key", "session_token"];
+
+fn raw(s: &mut Section<'_>, sources: &[Source]) -> Raw {
+    let (uri, options) = store(s, "../../data/raw");
     for source in sources {
         let name = format!("{}__{}", source.schema, source.table);
         if !name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c)) {
@@ -287,8 +295,8 @@ fn raw(s: &mut Section<'_>, sources: &[Source]) -> Raw {
     raw
 }
 
-fn raw_options(raw: &mut Section<'_>, is_s3: bool) -> BTreeMap<String, String> {
-    let section = raw.section("options");
+fn s3_options(s: &mut Section<'_>, is_s3: bool) -> BTreeMap<String, String> {
+    let section = s.section("options");
     let mut options = BTreeMap::new();
     for (key, value) in &section.table {
         let short = key.strip_prefix("aws_").unwrap_or(key);

@@ -48,10 +48,10 @@ impl Config {
     /// Where the quarantine lies, and the options of its object store: with the raw tables, or beside the index where there are none.
     pub fn quarantine(&self) -> (String, BTreeMap<String, String>) {
         let (uri, options) = match &self.raw {
-            Some(raw) => (&raw.uri, raw.options.clone()),
-            None => (&self.index.uri, BTreeMap::new()),
+            Some(raw) => (&raw.uri, &raw.options),
+            None => (&self.index.uri, &self.index.options),
         };
-        (format!("{}/{}.quarantine", uri.trim_end_matches('/'), self.name), options)
+        (format!("{}/{}.quarantine", uri.trim_end_matches('/'), self.name), options.clone())
     }
 }
 
@@ -193,6 +193,8 @@ pub struct Embed {
 pub struct Index {
     /// Folder (or `s3://` URI) of the LanceDB database.
     pub uri: String,
+    /// Of the object store: `endpoint`, `region`, `allow_http`, ... Keys come from the environment.
+    pub options: BTreeMap<String, String>,
     /// The view's column that identifies a row.
     pub key: String,
     /// The view's column whose text is embedded.

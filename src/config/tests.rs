@@ -105,6 +105,22 @@ fn raw_is_optional_and_its_keys_stay_out_of_files() {
 }
 
 #[test]
+fn an_index_may_lie_on_s3_with_options_of_the_same_shape() {
+    let of = |lines: &str| load_text(&GOOD.replacen("[index]\n", &format!("[index]\n{lines}\n"), 1));
+    let index =
+        of("uri = \"s3://b/i\"\noptions = { endpoint = \"http://${HOST}:9000\", allow_http = true }").unwrap().index;
+    assert_eq!((&*index.uri, &*index.options["endpoint"]), ("s3://b/i", "http://host:9000"));
+    let refused = |lines: &str, part: &str| {
+        let said = of(lines).unwrap_err().to_string();
+        assert!(said.contains(part), "{said}");
+    };
+    refused("uri = \"gs://b/i\"", "index.uri: is of the kind gs://");
+    refused("uri = \"s3://b\"\noptions = { access_key_id = \"x\" }", "AWS_ACCESS_KEY_ID");
+    refused("uri = \"s3://b\"\noptions = { endpont = \"x\" }", "index.options.endpont: is no option of S3");
+    refused("options = { region = \"x\" }", "index.options.region: is for s3:// alone");
+}
+
+#[test]
 fn what_could_never_work_is_told_too() {
     let refused = |from: &str, to: &str, key: &str, reason: &str| {
         let errors = load_text(&GOOD.replace(from, to)).expect_err(to);

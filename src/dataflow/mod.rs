@@ -25,6 +25,7 @@ mod worker;
 
 use std::sync::Arc;
 
+pub(crate) use plan::message;
 pub(crate) use plan::{LOST, NOT_A_JOIN, plain_session};
 pub use plan::{Mistake, Plan, PlanError, Project, Table, TestOutput};
 pub use stats::OperatorStatus;
@@ -60,6 +61,8 @@ pub struct EpochOutput {
     pub failed_rows: Vec<FailedRow>,
     /// Rows that began to fail a data test, or no longer do.
     pub violations: Vec<Violation>,
+    /// Every key of the view with its row, as after the epoch, where it was asked for.
+    pub whole: Option<Vec<ViewChange>>,
 }
 
 /// A row that fails a data test.

@@ -113,6 +113,20 @@ fn run(sql: &str, epochs: Vec<Vec<Change>>, workers: usize) -> (BTreeMap<Box<[u8
     (index, emitted)
 }
 
+#[test]
+fn a_panic_of_any_worker_ends_the_dataflow() {
+    let row_type = RowType::from_contract(&source()).unwrap();
+    for id in 0..16 {
+        let handle =
+            Engine::start(plan(VIEW).unwrap(), vec![Arc::new(RowType::from_contract(&source()).unwrap())], 2).unwrap();
+        let mut torn = change(&row_type, 0, &Step::Put(id, None, 1));
+        // Bytes that no decoder makes: the one of both workers that the key belongs to cannot take them apart.
+        torn.op = Op::Upsert { row: Row::from([7]), unavailable: None };
+        handle.send(Epoch(1), vec![batch(vec![torn])]).unwrap();
+        assert_eq!(handle.recv(Duration::from_secs(30)).err(), Some(Stopped), "the row {id}");
+    }
+}
+
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         8 => (0..12_i64, proptest::option::of("[a-c]{1,2}"), 1..6_i64).prop_map(|(id, name, price)| Step::Put(id, name, price)),

@@ -66,6 +66,11 @@ impl View {
         changes
     }
 
+    /// Every key with the row that stands for it.
+    pub fn whole(&self) -> Vec<ViewChange> {
+        self.rows.iter().map(|(key, row)| ViewChange { key: Box::from(&**key), row: Some(row.clone()) }).collect()
+    }
+
     /// Its different rows with their keys.
     pub fn size(&self) -> Size {
         self.size
@@ -108,6 +113,7 @@ mod tests {
         view.apply(vec![diff(1, 5, 1)]);
         assert_eq!(view.apply(vec![diff(1, 3, 1)]), [change(1, Some(3))]);
         assert_eq!((view.len(), view.duplicates(), view.size()), (1, 1, Size { rows: 2, bytes: 4 }));
+        assert_eq!(view.whole(), [change(1, Some(3))]);
         assert_eq!(view.apply(vec![diff(1, 3, -1)]), [change(1, Some(5))]);
         assert_eq!(view.duplicates(), 0);
         assert_eq!(view.apply(vec![diff(1, 5, 1)]), [], "the same row twice is one row");

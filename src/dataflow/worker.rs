@@ -55,12 +55,20 @@ pub struct Handle {
     stats: Arc<[Arc<Stats>]>,
     /// Whether a worker has panicked: the others wait for it in vain.
     dead: Arc<AtomicBool>,
-    input: Option<SyncSender<(Epoch, Vec<Decoded>)>>,
+    input: Option<SyncSender<Fed>>,
     output: Mutex<Receiver<EpochOutput>>,
     thread: Option<JoinHandle<()>>,
 }
 
-type Seed = (Receiver<(Epoch, Vec<Decoded>)>, std::sync::mpsc::Sender<EpochOutput>);
+/// An epoch that goes in.
+struct Fed {
+    epoch: Epoch,
+    decoded: Vec<Decoded>,
+    /// Whether all of the view is to come out with it.
+    whole: bool,
+}
+
+type Seed = (Receiver<Fed>, std::sync::mpsc::Sender<EpochOutput>);
 
 impl Engine {
     /// Starts `workers` threads. `row_types` are the tables', in the plan's order, which is the sources'.
@@ -77,7 +85,13 @@ impl Engine {
         let (of_workers_dead, of_feed) = (dead.clone(), dead.clone());
         let work: Work = Arc::new(move |worker| {
             let seed = if worker.index() == 0 { seed.lock().ok().and_then(|mut s| s.take()) } else { None };
-            let work = || run(worker, &of_workers, &row_types, &failures, &counters, &of_feed, seed);
+            let work = || {
+                run(worker, &of_workers, &row_types, &failures, &counters, &of_feed, seed);
+                // The others only have their share of the work, and end when the first one has closed its inputs.
+                while worker.has_dataflows() && !of_feed.load(Ordering::SeqCst) {
+                    worker.step_or_park(None);
+                }
+            };
             if std::panic::catch_unwind(AssertUnwindSafe(work)).is_err() {
                 tracing::error!("a dataflow worker panicked");
                 of_workers_dead.store(true, Ordering::SeqCst);
@@ -106,9 +120,6 @@ fn spawn(config: timely::Config, work: &Work) -> Result<JoinHandle<()>, String> 
             };
             let mut worker = Worker::new(of_worker, allocator, Some(Instant::now()));
             work(&mut worker);
-            while worker.has_dataflows() {
-                worker.step_or_park(None);
-            }
         };
         let thread = std::thread::Builder::new().name(format!("timely:work-{index}")).stack_size(STACK_BYTES);
         threads.push(thread.spawn(run).map_err(failed)?);
@@ -124,7 +135,16 @@ fn spawn(config: timely::Config, work: &Work) -> Result<JoinHandle<()>, String> 
 impl Handle {
     /// Feeds one epoch; waits while too many are under way. Epochs only grow.
     pub fn send(&self, epoch: Epoch, decoded: Vec<Decoded>) -> Result<(), Stopped> {
-        self.input.as_ref().ok_or(Stopped)?.send((epoch, decoded)).map_err(|_| Stopped)
+        self.feed(Fed { epoch, decoded, whole: false })
+    }
+
+    /// The same, and asks for all of the view as it is after the epoch.
+    pub fn send_for_whole(&self, epoch: Epoch, decoded: Vec<Decoded>) -> Result<(), Stopped> {
+        self.feed(Fed { epoch, decoded, whole: true })
+    }
+
+    fn feed(&self, fed: Fed) -> Result<(), Stopped> {
+        self.input.as_ref().ok_or(Stopped)?.send(fed).map_err(|_| Stopped)
     }
 
     /// The operators, inputs first, and what each holds and has done.
@@ -235,7 +255,6 @@ fn run(
         let feed = Feed { inputs, probe, gathered, failures, commands, results, view, dead };
         feed.run(worker);
     }
-    // The others only have their share of the work, and end when the first one closes its inputs.
 }
 
 /// The latest rows of a table as diffs.
@@ -294,7 +313,7 @@ struct Feed {
     probe: ProbeHandle<u64>,
     gathered: Rc<RefCell<Gathered>>,
     failures: Failures,
-    commands: Receiver<(Epoch, Vec<Decoded>)>,
+    commands: Receiver<Fed>,
     results: std::sync::mpsc::Sender<EpochOutput>,
     /// `None` where the view's rows come out as a multiset.
     view: Option<(View, Share)>,
@@ -306,7 +325,7 @@ impl Feed {
         let peers = worker.peers() as u64;
         let hasher = hasher();
         let mut applied = Position::default();
-        let mut under_way: VecDeque<Epoch> = VecDeque::new();
+        let mut under_way: VecDeque<(Epoch, bool)> = VecDeque::new();
         while !self.dead.load(Ordering::SeqCst) {
             // With nothing under way there is nothing to step for: sleep until something comes.
             let command = if under_way.is_empty() {
@@ -315,7 +334,7 @@ impl Feed {
                 self.commands.try_recv()
             };
             match command {
-                Ok((epoch, decoded)) => {
+                Ok(Fed { epoch, decoded, whole }) => {
                     self.advance(epoch.0);
                     for batch in decoded {
                         let seen = applied.get(&batch.partition).unwrap_or_default();
@@ -337,7 +356,7 @@ impl Feed {
                         }
                     }
                     self.advance(epoch.0 + 1);
-                    under_way.push_back(epoch);
+                    under_way.push_back((epoch, whole));
                 }
                 Err(TryRecvError::Empty) => {
                     worker.step_or_park(Some(Duration::from_micros(200)));
@@ -347,9 +366,10 @@ impl Feed {
                     worker.step();
                 }
             }
-            while let Some(epoch) = under_way.front().copied().filter(|e| !self.probe.less_than(&(e.0 + 1))) {
+            while let Some((epoch, whole)) = under_way.front().copied().filter(|e| !self.probe.less_than(&(e.0.0 + 1)))
+            {
                 under_way.pop_front();
-                let output = self.output(epoch);
+                let output = self.output(epoch, whole);
                 if self.results.send(output).is_err() {
                     return;
                 }
@@ -362,7 +382,7 @@ impl Feed {
     }
 
     /// What an epoch that is over came to; constants, which were there before the first epoch, come with it.
-    fn output(&mut self, epoch: Epoch) -> EpochOutput {
+    fn output(&mut self, epoch: Epoch, whole: bool) -> EpochOutput {
         let (keyed, mut diffs, mut violations) = {
             let mut gathered = self.gathered.borrow_mut();
             (
@@ -385,7 +405,8 @@ impl Feed {
             share.holds(view.size());
             (view_rows, duplicate_keys) = (view.len(), view.duplicates());
         }
-        EpochOutput { epoch, changes, diffs, view_rows, duplicate_keys, failed_rows, violations }
+        let whole = self.view.as_ref().filter(|_| whole).map(|(view, _)| view.whole());
+        EpochOutput { epoch, changes, diffs, view_rows, duplicate_keys, failed_rows, violations, whole }
     }
 }
 

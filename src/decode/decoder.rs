@@ -152,7 +152,8 @@ impl Decoder {
                 ids.push(id);
             }
         }
-        self.fetch(&ids).await
+        self.fetch(&ids).await?;
+        self.schemas.confirm(&ids).await
     }
 
     /// Asks for schemas that are not known. One that nobody knows is not remembered: it may be registered later.

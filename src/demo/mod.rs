@@ -159,10 +159,8 @@ async fn demo(options: &Options, data: &Path) -> Outcome {
     let config = product_dataflow(data, &brokers, &url, options.listen)?;
     // Raw and the index of an earlier run are at offsets of a broker that is gone. They are made anew, the index from the embeddings that are
     // kept.
-    let index = Path::new(&config.index.uri).join(format!("{}.lance", config.name));
-    let raw = config.raw.as_ref().map(|raw| Path::new(&raw.uri).to_path_buf());
-    for folder in raw.into_iter().chain([index]) {
-        if folder.exists() {
+    for folder in config.raw.iter().map(|raw| &raw.uri).chain([&config.index.uri]) {
+        if Path::new(folder).exists() {
             std::fs::remove_dir_all(folder)?;
         }
     }

@@ -19,8 +19,10 @@ use super::trading::Floor;
 use crate::serve::Status;
 use crate::time::Position;
 
-/// How long a rename waits for the index.
+/// How long an answer waits for the index.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// The highest price that the office takes.
+const PRICE_MAX: f64 = 1_000_000.0;
 
 #[derive(Clone)]
 pub(super) struct Office {
@@ -72,23 +74,35 @@ impl Office {
 
     pub async fn answer(self, method: &Method, table: &str, id: i64, body: bytes::Bytes) -> Answer {
         let named = match table {
-            "products" => {
-                let method = method.clone();
-                return self.blocking(move |shop| product(shop, &method, id, &body)).await;
-            }
+            "products" => return self.product(method, id, body).await,
             "categories" => Named::Category,
             "brands" => Named::Brand,
             other => return not_found(format!("{other} are none of products, categories, brands")),
         };
         match method.as_str() {
             "GET" => self.blocking(move |shop| show(shop, named, id)).await,
-            "PUT" => match serde_json::from_slice::<Rename>(&body) {
+            "PUT" => match object::<Rename>(&body) {
                 Ok(Rename { name }) if !name.trim().is_empty() => self.rename(named, id, name).await,
                 Ok(_) => bad_request("the name is empty"),
-                Err(e) => bad_request(e.to_string()),
+                Err(answer) => answer,
             },
             other => not_allowed(other, "GET, PUT"),
         }
+    }
+
+    /// An answer to a change comes when searches see it, and says how long that took.
+    async fn product(&self, method: &Method, id: i64, body: bytes::Bytes) -> Answer {
+        let changes = *method != Method::GET;
+        let method = method.clone();
+        let (status, mut value) = self.blocking(move |shop| product(shop, &method, id, &body)).await;
+        let written = Instant::now();
+        if changes && status == StatusCode::OK {
+            if !self.settled().await {
+                return not_settled("the shop has changed it");
+            }
+            value["searchable_after_ms"] = json!(written.elapsed().as_millis() as u64);
+        }
+        (status, value)
     }
 
     /// Works on the shop where waiting for the broker holds up nobody.
@@ -173,7 +187,10 @@ fn product(shop: &mut Shop, method: &Method, id: i64, body: &[u8]) -> Answer {
             Ok(false) => none(),
             Err(e) => failed(&e),
         },
-        "PUT" => match serde_json::from_slice::<ProductEdit>(body) {
+        "PUT" => match object::<ProductEdit>(body) {
+            Ok(ProductEdit { list_price: Some(price), .. }) if !(0.0..=PRICE_MAX).contains(&price) => {
+                bad_request(format!("list_price is {price}; it has to be from 0 to {PRICE_MAX}"))
+            }
             Ok(edit) => {
                 let cents = edit.list_price.map(|p| (p * 100.0).round() as i64);
                 match shop.edit(id, edit.name, edit.description, cents) {
@@ -182,7 +199,7 @@ fn product(shop: &mut Shop, method: &Method, id: i64, body: &[u8]) -> Answer {
                     Err(e) => failed(&e),
                 }
             }
-            Err(e) => bad_request(e.to_string()),
+            Err(answer) => answer,
         },
         other => not_allowed(other, "GET, PUT, DELETE"),
     }
@@ -196,6 +213,14 @@ fn show(shop: &Shop, named: Named, id: i64) -> Answer {
     let Some((mut row, products)) = found else { return not_found(format!("there is no {} {id}", named.noun())) };
     row["products"] = products.into();
     (StatusCode::OK, row)
+}
+
+/// A body's fields. serde also takes an array for a struct, field by field.
+fn object<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Answer> {
+    match body.iter().find(|b| !b.is_ascii_whitespace()) {
+        Some(b'{') => serde_json::from_slice(body).map_err(|e| bad_request(e.to_string())),
+        _ => Err(bad_request("the body is not a JSON object")),
+    }
 }
 
 fn bad_request(reason: impl Into<String>) -> Answer {

@@ -342,6 +342,17 @@ async fn the_office_counts_what_a_rename_embeds() {
     assert_eq!(refused(Method::DELETE, "brands", 1, Value::Null).await, 405);
     assert_eq!(refused(Method::GET, "orders", 1, Value::Null).await, 404);
     assert_eq!(refused(Method::GET, "products", 1, Value::Null).await, 200);
+    for price in [json!(-1), json!(1e300)] {
+        assert_eq!(refused(Method::PUT, "products", 1, json!({"list_price": price})).await, 400);
+    }
+    assert_eq!(refused(Method::PUT, "products", 1, json!(["teapot", null, null])).await, 400);
+    // Whoever is answered finds what was changed.
+    let (status, changed) = ask(Method::PUT, "products", 1, json!({"name": "Space teapot"})).await;
+    assert_eq!(status, 200, "{changed}");
+    assert!(changed["searchable_after_ms"].is_u64(), "{changed}");
+    let item: Value =
+        reqwest::get(format!("http://{}/v1/items/1", service.address())).await.unwrap().json().await.unwrap();
+    assert_eq!(item["row"]["name"], "Space teapot");
     service.stop().await;
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::Shared;
 use crate::config;
-use crate::dataflow::{self, TestOutput, ViewChange, Violation};
+use crate::dataflow::{self, EpochOutput, TestOutput, Violation};
 use crate::decode::Decoded;
 use crate::serve::{State, Status};
 use crate::thread;
@@ -38,13 +38,15 @@ impl Driving {
                 self.status.set_operators(self.handle.operators());
                 told = thread::now();
             }
-            let first = match thread::recv_timeout(receive, Duration::from_millis(100)) {
-                Ok(decoded) => decoded,
+            let whole = std::mem::take(&mut self.shared.pending().wants_whole);
+            let mut decoded = match thread::recv_timeout(receive, Duration::from_millis(100)) {
+                Ok(first) => vec![first],
+                // An epoch without events, for the view's sake.
+                Err(RecvTimeoutError::Timeout) if whole => Vec::new(),
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => break,
             };
-            let mut events = first.changes.len();
-            let mut decoded = vec![first];
+            let mut events: usize = decoded.iter().map(|first| first.changes.len()).sum();
             while events < self.engine.epoch_max_events {
                 let Ok(next) = receive.try_recv() else { break };
                 events += next.changes.len();
@@ -57,7 +59,11 @@ impl Driving {
             }
             let commits_ms: Vec<i64> =
                 decoded.iter().flat_map(|d| &d.changes).map(|c| c.commit_ms).filter(|ms| *ms > 0).collect();
-            self.handle.send(epoch, decoded).map_err(|e| e.to_string())?;
+            let sent = match whole {
+                true => self.handle.send_for_whole(epoch, decoded),
+                false => self.handle.send(epoch, decoded),
+            };
+            sent.map_err(|e| e.to_string())?;
             let output = loop {
                 if let Some(output) = self.handle.recv(Duration::from_secs(1)).map_err(|e| e.to_string())? {
                     break output;
@@ -80,7 +86,7 @@ impl Driving {
                 );
             }
             self.violated(&output.violations);
-            self.fold(epoch, &position, output.changes, commits_ms);
+            self.fold(epoch, &position, output, commits_ms);
             epoch = Epoch(epoch.0 + 1);
         }
         self.shared.pending().ended = true;
@@ -107,14 +113,15 @@ impl Driving {
         self.status.set_tests(self.tests.clone());
     }
 
-    fn fold(&self, epoch: Epoch, position: &Position, changes: Vec<ViewChange>, commits_ms: Vec<i64>) {
+    fn fold(&self, epoch: Epoch, position: &Position, output: EpochOutput, commits_ms: Vec<i64>) {
         let bound = self.engine.pending_max_keys;
         let mut pending = self.shared.pending();
         let lives = || self.status.state() != State::Failed;
         while pending.follows && pending.changes.len() >= bound && !pending.closed && lives() {
             pending = self.shared.wait(pending, Duration::from_millis(100)).0;
         }
-        pending.changes.extend(changes.into_iter().map(|c| (c.key, c.row)));
+        pending.changes.extend(output.changes.into_iter().map(|c| (c.key, c.row)));
+        pending.whole = output.whole.or(pending.whole.take());
         pending.epoch = epoch;
         pending.position = position.clone();
         pending.commits_ms.extend(commits_ms);

@@ -70,7 +70,7 @@ impl Indexing {
         }
         let (epoch, position) = self.indexer.announced();
         let keys_at_once = COMMIT_FIRST_KEYS.min(self.commit_max_keys);
-        let (lacking, unseen_ms, stopping) = (BTreeMap::new(), Vec::new(), None);
+        let (lacking, unseen_ms, stopping) = (None, Vec::new(), None);
         let mut following =
             Following { of: self, runtime, quarantine, keys_at_once, epoch, position, lacking, unseen_ms, stopping };
         following.remove_orphans()?;
@@ -113,8 +113,8 @@ struct Following<'a> {
     /// How far what was taken leads.
     epoch: Epoch,
     position: Position,
-    /// What a table in the making lacks of the view as it is there.
-    lacking: BTreeMap<Box<[u8]>, Option<Row>>,
+    /// What a table in the making lacks of the view as it is at `position`; `None` until the view was asked for and has come.
+    lacking: Option<BTreeMap<Box<[u8]>, Option<Row>>>,
     /// Commit times of live events that no search sees yet.
     unseen_ms: Vec<i64>,
     stopping: Option<Instant>,
@@ -153,12 +153,17 @@ impl Following<'_> {
                     idle_since = thread::now();
                 }
                 Taken::Nothing => {
-                    if self.lacking.is_empty() && thread::elapsed(idle_since) > IDLE && self.maintain(true)? {
+                    if self.lacking.is_none() && thread::elapsed(idle_since) > IDLE {
+                        self.maintain(true)?;
                         idle_since = thread::now();
                     }
                     self.live_if_caught_up();
                 }
                 Taken::End => return Ok(()),
+            }
+            if self.of.status.is_asked_to_rebuild() {
+                self.of.status.set_building(None);
+                self.of.shared.pending().wants_whole = true;
             }
             if self.of.indexer.is_building() {
                 self.build()?;
@@ -170,7 +175,7 @@ impl Following<'_> {
     fn take(&self) -> Taken {
         let Indexing { shared, status, pending_max_keys, .. } = &self.of;
         let mut pending = shared.pending();
-        while pending.epoch <= self.epoch && !pending.ended && self.lacking.is_empty() {
+        while pending.epoch <= self.epoch && !pending.ended && self.lacking.is_none() {
             let (back, is_up) = shared.wait(pending, Duration::from_millis(200));
             pending = back;
             if is_up {
@@ -185,6 +190,7 @@ impl Following<'_> {
         status.metrics().pending.set(0, *pending_max_keys);
         let taken = Pending {
             changes: std::mem::take(&mut pending.changes),
+            whole: pending.whole.take(),
             commits_ms: std::mem::take(&mut pending.commits_ms),
             position: pending.position.clone(),
             epoch: pending.epoch,
@@ -202,11 +208,9 @@ impl Following<'_> {
             tracing::info!(keys, "changes are left for the next start: the quarantine has ended before them");
             return Ok(false);
         }
+        self.note_lacking(&taken);
         (self.epoch, self.position) = (taken.epoch, taken.position);
         self.unseen_ms.extend(taken.commits_ms);
-        if self.of.indexer.is_building() {
-            self.lacking.extend(taken.changes.iter().map(|(key, row)| (key.clone(), row.clone())));
-        }
         if !self.of.indexer.is_searchable() {
             return Ok(true);
         }
@@ -233,27 +237,75 @@ impl Following<'_> {
         Ok(true)
     }
 
-    /// Brings a part of what it lacks into the table in the making, which takes its place when it lacks nothing.
+    /// What a table in the making lacks: all of the view when it has come, and from then on what changes. What is taken first after a start is
+    /// all of the view.
+    fn note_lacking(&mut self, taken: &Pending) {
+        let entry = |change: &ViewChange| (change.key.clone(), change.row.clone());
+        if let Some(whole) = &taken.whole {
+            if let Err(e) = self.runtime.block_on(self.of.indexer.begin()) {
+                return self.give_up(e.to_string());
+            }
+            self.lacking = Some(whole.iter().map(entry).collect());
+        }
+        if self.of.indexer.is_building() {
+            let changes = taken.changes.iter().map(|(key, row)| (key.clone(), row.clone()));
+            self.lacking.get_or_insert_default().extend(changes);
+        }
+    }
+
+    /// Goes on with the table in the making. One that cannot be made costs no more than itself, as long as there is an index.
     fn build(&mut self) -> Result<(), String> {
+        match self.fill() {
+            Ok(false) => Ok(()),
+            Ok(true) => self.swap(),
+            Err(reason) if !self.of.indexer.is_searchable() => Err(reason),
+            Err(reason) => {
+                self.give_up(reason);
+                Ok(())
+            }
+        }
+    }
+
+    fn give_up(&mut self, reason: String) {
+        tracing::error!(reason, "the index could not be built anew; it stays what it is");
+        self.lacking = None;
+        self.runtime.block_on(self.of.indexer.give_up());
+        self.of.status.set_building_failed(reason);
+    }
+
+    /// Brings a part of what it lacks into the table in the making. Says whether it lacks nothing then.
+    fn fill(&mut self) -> Result<bool, String> {
+        let Some(lacking) = &mut self.lacking else {
+            // Of a view that was never anything, nothing will come.
+            return Ok(self.nothing_to_read());
+        };
         let mut part = Vec::new();
         while part.len() < self.keys_at_once
-            && let Some((key, row)) = self.lacking.pop_first()
+            && let Some((key, row)) = lacking.pop_first()
         {
             part.push(ViewChange { key, row });
         }
+        let left = lacking.len();
         if !part.is_empty() {
-            self.paced(&part, true, !self.lacking.is_empty())?;
+            self.paced(&part, true, left > 0)?;
         }
-        // Until something was taken all is lacking, unless there is nothing.
-        let begun = self.epoch > self.of.indexer.announced().0 || self.nothing_to_read();
-        if self.lacking.is_empty() && begun {
-            self.runtime.block_on(self.of.indexer.swap(self.epoch, &self.position)).map_err(|e| e.to_string())?;
-            if self.of.opening.is_some() {
-                open(&mut self.of.opening, &self.of.indexer).map_err(|e| e.to_string())?;
-                self.of.status.set_ready();
-            }
-            self.seen();
+        self.of.status.set_building(Some(left));
+        if left == 0 {
+            self.runtime.block_on(self.of.indexer.maintain_beside()).map_err(|e| e.to_string())?;
         }
+        Ok(left == 0)
+    }
+
+    fn swap(&mut self) -> Result<(), String> {
+        self.lacking = None;
+        self.runtime.block_on(self.of.indexer.swap(self.epoch, &self.position)).map_err(|e| e.to_string())?;
+        if self.of.opening.is_some() {
+            open(&mut self.of.opening, &self.of.indexer).map_err(|e| e.to_string())?;
+            self.of.status.set_ready();
+        }
+        self.of.status.set_table(self.of.indexer.table_name().unwrap_or_default());
+        self.of.status.metrics().index_rows.set(self.of.indexer.len() as i64);
+        self.seen();
         Ok(())
     }
 
@@ -314,12 +366,9 @@ impl Following<'_> {
         self.live_if_caught_up();
     }
 
-    fn maintain(&mut self, idle: bool) -> Result<bool, String> {
+    fn maintain(&mut self, idle: bool) -> Result<(), String> {
         let did = self.runtime.block_on(self.of.indexer.maintain(idle)).map_err(|e| e.to_string())?;
-        if did {
-            self.publish(false)?;
-        }
-        Ok(did)
+        if did { self.publish(false) } else { Ok(()) }
     }
 
     /// Live once the index holds all that was read, or there is nothing to read.

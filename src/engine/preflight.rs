@@ -7,12 +7,13 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use arrow::datatypes::SchemaRef;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use crate::config::{self, Config, DataTest, Errors, Problem, TestKind};
 use crate::dataflow::{Mistake, Plan, PlanError, Project, Table};
-use crate::decode::{RegistryClient, RowType, SchemaStore};
+use crate::decode::{self, RegistryClient, RowType, SchemaStore};
 use crate::source::Source;
 use crate::source::kafka::{self, KafkaSource};
 use crate::{embed, index};
@@ -57,10 +58,10 @@ async fn examine(folder: &Path) -> Result<Checked, Errors> {
 fn of_sections(config: &Config) -> Vec<Problem> {
     let mut problems = kafka::problems(&config.kafka);
     if let Err(e) = RegistryClient::new(&config.registry) {
-        problems.push(Problem { key: "registry.url".into(), reason: e.reason });
+        let reason = if let decode::Error::Away { reason, .. } = e { reason } else { e.to_string() };
+        problems.push(Problem { key: "registry.url".into(), reason });
     }
     problems.extend(embed::problems(&config.embed));
-    problems.extend(index::unreachable(&config.index));
     problems
 }
 
@@ -74,7 +75,7 @@ pub fn plan(config: &Config) -> Result<(Plan, Vec<Arc<RowType>>), Vec<Problem>> 
 struct Planned {
     plan: Option<(Plan, Vec<Arc<RowType>>)>,
     /// Known also where something else of the plan is wrong.
-    view_schema: Option<arrow::datatypes::SchemaRef>,
+    view_schema: Option<SchemaRef>,
     problems: Vec<Problem>,
 }
 
@@ -82,15 +83,23 @@ fn planned(config: &Config, mut absent: BTreeSet<String>) -> Planned {
     let mut planned = Planned::default();
     let (mut row_types, mut tables) = (Vec::new(), Vec::new());
     for (n, source) in config.sources.iter().enumerate() {
+        let table = |columns: &SchemaRef| Table {
+            schema: source.schema.clone(),
+            table: source.table.clone(),
+            columns: columns.clone(),
+        };
         match RowType::from_contract(source) {
             Ok(row_type) => {
-                let columns = row_type.schema().clone();
-                tables.push(Table { schema: source.schema.clone(), table: source.table.clone(), columns });
+                tables.push(table(row_type.schema()));
                 row_types.push(Arc::new(row_type));
             }
             Err(e) => {
                 planned.problems.push(Problem { key: format!("source[{n}].contract"), reason: e.to_string() });
-                absent.insert(format!("{}__{}", source.schema, source.table));
+                // A key that is wrong leaves the columns as they are.
+                match RowType::from_contract(&config::Source { key: vec![], ..source.clone() }) {
+                    Ok(keyless) => tables.push(table(keyless.schema())),
+                    Err(_) => drop(absent.insert(format!("{}__{}", source.schema, source.table))),
+                }
             }
         }
     }
@@ -111,8 +120,15 @@ fn planned(config: &Config, mut absent: BTreeSet<String>) -> Planned {
         Ok(plan) => plan,
         Err(mut e) => {
             planned.view_schema = e.view_schema.take();
+            let outline = e.view_outline.take();
             planned.problems.extend(problems_of(e));
-            planned.problems.extend(planned.view_schema.iter().flat_map(|view| index::problems(&config.index, view)));
+            planned.problems.extend(match (&planned.view_schema, outline) {
+                (Some(view), _) => index::problems(&config.index, view),
+                (None, Some(names)) => {
+                    index::missing_columns(&config.index, &names.iter().map(String::as_str).collect::<Vec<_>>())
+                }
+                (None, None) => vec![],
+            });
             return planned;
         }
     };

@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::{Peers, Shared};
 use crate::config::Config;
 use crate::decode::{Counts, Decoded, Decoder, RowType, SchemaStore};
-use crate::raw::{Gate, Landing, Quarantine};
+use crate::raw::{Gate, Landing, Quarantine, RawTable};
 use crate::serve::{State, Status};
 use crate::source::{self, Source, Watermarks};
 use crate::thread;
@@ -69,6 +69,9 @@ impl Reading {
         let mut landed = None;
         if let Some(raw) = raw {
             let Some(tables) = self.open_raw(runtime, raw)? else { return Ok(()) };
+            for (id, text) in tables.iter().flat_map(RawTable::registered) {
+                runtime.block_on(schemas.remember(id, text));
+            }
             landed = self.hydrate(runtime, raw, &tables, schemas, quarantine, send)?;
             if landed.is_none() {
                 return Ok(());
@@ -119,7 +122,8 @@ impl Reading {
             let Some(n) = self.config.sources.iter().position(|s| s.topic == batch.partition.topic) else { continue };
             let decoder = &mut decoders[n];
             let decoded = self.retry(|| {
-                runtime.block_on(decoder.decode(&batch)).map_err(|e| Trouble { passing: true, reason: e.to_string() })
+                let decoded = runtime.block_on(decoder.decode(&batch));
+                decoded.map_err(|e| Trouble { passing: e.is_passing(), reason: e.to_string() })
             })?;
             let Some(mut decoded) = decoded else { break };
             let old = old.get(&decoded.partition).unwrap_or_default();

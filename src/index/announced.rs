@@ -1,10 +1,13 @@
 //! The announcement: which table is the index, what it was made of, and how far it may be. A file beside the tables, `<name>.announced.json`.
 //!
-//! The invariant: it is whole, durable, and there before the commits that it speaks of; a table that no announcement names is nobody's.
+//! The invariant: it is whole, durable, and there before the commits that it speaks of; a table that no announcement names is nobody's. On an object
+//! store, where nothing can be locked, each put depends on the one before: who announces last has the index, and whoever had it before finds out with
+//! its next put.
 
 use std::sync::Arc;
 
-use object_store::{ObjectStore, ObjectStoreExt, PutMode};
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, UpdateVersion};
 
 use super::{Error, MadeOf};
 use crate::storage::Storage;
@@ -21,6 +24,8 @@ pub struct Announced {
     /// How far the table may be: a restart catches up to there before it changes anything.
     pub epoch: Epoch,
     pub position: Position,
+    /// The process that has announced this.
+    pub writer: u64,
     /// How far all of it is, written before that is shown to anybody: a restart shows no less.
     pub reached: Reached,
 }
@@ -35,36 +40,78 @@ pub struct Reached {
 /// Where the announcement of an index lies.
 pub(super) struct Announcement {
     store: Arc<dyn ObjectStore>,
-    at: object_store::path::Path,
-    /// For messages.
-    shown: String,
+    at: Path,
+    uri: String,
+    name: String,
+    /// Whether other processes can only be kept out by what they find here.
+    is_shared: bool,
+    /// What was read or put last.
+    seen: Option<UpdateVersion>,
 }
 
 impl Announcement {
     pub fn of(storage: &Storage, uri: &str, name: &str) -> Announcement {
-        let file = format!("{name}.announced.json");
-        let shown = format!("{}/{file}", uri.trim_end_matches('/'));
-        Announcement { store: storage.store.clone(), at: storage.path.clone().join(file), shown }
+        let at = storage.path.clone().join(format!("{name}.announced.json"));
+        let (store, is_shared) = (storage.store.clone(), !storage.is_folder());
+        Announcement { store, at, uri: uri.into(), name: name.into(), is_shared, seen: None }
     }
 
     /// What is announced, if anything is. What cannot be understood comes as the reason why.
-    pub async fn read(&self) -> Result<Option<Result<Announced, String>>, Error> {
-        let bytes = match self.store.get(&self.at).await {
-            Ok(found) => found.bytes().await,
-            Err(object_store::Error::NotFound { .. }) => return Ok(None),
-            Err(e) => Err(e),
-        };
-        let bytes = bytes.map_err(|e| self.failed(&e))?;
-        Ok(Some(serde_json::from_slice(&bytes).map_err(|e| format!("{} cannot be understood: {e}", self.shown))))
+    pub async fn read(&mut self) -> Result<Option<Result<Announced, String>>, Error> {
+        let Some(bytes) = self.bytes().await? else { return Ok(None) };
+        let read = serde_json::from_slice(&bytes);
+        Ok(Some(read.map_err(|e| format!("{}.announced.json cannot be understood: {e}", self.name))))
     }
 
-    pub async fn write(&self, announced: &Announced) -> Result<(), Error> {
+    async fn bytes(&mut self) -> Result<Option<bytes::Bytes>, Error> {
+        let found = match self.store.get(&self.at).await {
+            Ok(found) => found,
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Err(e) => return Err(self.failed(&e)),
+        };
+        let seen = UpdateVersion { e_tag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
+        let bytes = found.bytes().await.map_err(|e| self.failed(&e))?;
+        self.seen = Some(seen);
+        Ok(Some(bytes))
+    }
+
+    pub async fn write(&mut self, announced: &Announced) -> Result<(), Error> {
         let text = serde_json::to_vec(announced).expect("an announcement is plain data");
-        let put = self.store.put_opts(&self.at, text.into(), PutMode::Overwrite.into()).await;
-        put.map(drop).map_err(|e| self.failed(&e))
+        let mode = match &self.seen {
+            _ if !self.is_shared => PutMode::Overwrite,
+            None => PutMode::Create,
+            Some(seen) => PutMode::Update(seen.clone()),
+        };
+        match self.store.put_opts(&self.at, text.clone().into(), mode.into()).await {
+            Ok(put) => self.seen = Some(put.into()),
+            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+                // A put whose answer was lost is tried again, and then finds itself.
+                if self.bytes().await?.is_none_or(|found| found != text) {
+                    return Err(self.taken());
+                }
+            }
+            Err(e) => return Err(self.failed(&e)),
+        }
+        Ok(())
+    }
+
+    /// Looks whether what was put last is still what is announced.
+    pub async fn check(&mut self) -> Result<(), Error> {
+        if !self.is_shared {
+            return Ok(());
+        }
+        let found = self.store.head(&self.at).await.map_err(|e| self.failed(&e))?;
+        match self.seen.as_ref().is_some_and(|seen| seen.e_tag == found.e_tag) {
+            true => Ok(()),
+            false => Err(self.taken()),
+        }
+    }
+
+    fn taken(&self) -> Error {
+        Error::Taken { uri: self.uri.clone(), name: self.name.clone() }
     }
 
     fn failed(&self, e: &object_store::Error) -> Error {
-        Error::Storage { uri: self.shown.clone(), reason: e.to_string() }
+        Error::Storage { uri: self.uri.clone(), reason: e.to_string() }
     }
 }

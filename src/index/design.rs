@@ -48,8 +48,7 @@ impl Design {
         view: SchemaRef,
         embedder: &dyn TextEmbedder,
     ) -> Result<Arc<Design>, Error> {
-        let wrong = unreachable(config).into_iter().chain(problems(config, &view));
-        if let Some(config::Problem { key, reason }) = wrong.into_iter().next() {
+        if let Some(config::Problem { key, reason }) = problems(config, &view).into_iter().next() {
             return Err(Error::Configuration { key, reason });
         }
         let column = |name: &str| view.index_of(name).expect("a column that is missing is a problem");
@@ -80,17 +79,10 @@ impl Design {
     }
 }
 
-/// What is wrong with where an index is to lie, by the key of the configuration.
-pub fn unreachable(config: &config::Index) -> Option<config::Problem> {
-    (config.uri.contains("://") && !config.uri.starts_with("memory://")).then(|| config::Problem {
-        key: "index.uri".into(),
-        reason: format!("is {:?}; an index on an object store is not there yet, it has to be a folder", config.uri),
-    })
-}
-
 /// What keeps a view from being indexed, by the keys of the configuration.
 pub fn problems(config: &config::Index, view: &Schema) -> Vec<config::Problem> {
-    let mut problems = Vec::new();
+    let columns: Vec<_> = view.fields().iter().map(|f| f.name().as_str()).collect();
+    let mut problems = missing_columns(config, &columns);
     let mut problem = |key: &str, reason: String| problems.push(config::Problem { key: key.into(), reason });
     let wanted: [(&str, &str, &[DataType], &str); 2] = [
         (
@@ -107,10 +99,8 @@ pub fn problems(config: &config::Index, view: &Schema) -> Vec<config::Problem> {
             Ok(field) => {
                 problem(key, format!("the column {name} is of type {}; {sentence}: cast it", field.data_type()));
             }
-            Err(_) => {
-                let columns: Vec<_> = view.fields().iter().map(|f| f.name().as_str()).collect();
-                problem(key, format!("the view has no column {name}; it has {}", columns.join(", ")));
-            }
+            // Told below.
+            Err(_) => {}
         }
     }
     for (n, field) in view.fields().iter().enumerate() {
@@ -148,9 +138,9 @@ pub async fn refused_columns(view: &Schema) -> Vec<config::Problem> {
     }
     let mut problems = Vec::new();
     for field in view.fields() {
-        if let Err(e) = stored(field).await {
+        if stored(field).await.is_err() {
             let (name, ty) = (field.name(), field.data_type());
-            let reason = format!("the column {name} is of type {ty}, which the index cannot hold ({e}); cast it");
+            let reason = format!("the column {name} is of type {ty}, which the index cannot hold; cast it");
             problems.push(config::Problem { key: "view".into(), reason });
         }
     }
@@ -165,4 +155,15 @@ fn table_schema(view: &SchemaRef, dimension: usize) -> SchemaRef {
     fields.push(Field::new(ROW_HASH, DataType::FixedSizeBinary(16), false));
     fields.push(Field::new(TEXT_HASH, DataType::FixedSizeBinary(16), false));
     Arc::new(Schema::new(fields))
+}
+
+/// What a view with columns of these names lacks.
+pub fn missing_columns(config: &config::Index, view: &[&str]) -> Vec<config::Problem> {
+    let wanted = [("index.key", &config.key), ("index.text", &config.text)];
+    let missing = wanted.into_iter().filter(|(_, name)| !view.contains(&name.as_str()));
+    let problem = |(key, name): (&str, &String)| config::Problem {
+        key: key.into(),
+        reason: format!("the view has no column {name}; it has {}", view.join(", ")),
+    };
+    missing.map(problem).collect()
 }

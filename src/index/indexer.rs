@@ -5,7 +5,7 @@
 //! is neither announced nor searched.
 
 use std::collections::HashSet;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, RwLock, Weak};
 
 use super::search::{Shown, Snapshot};
 use super::writer::Writer;
@@ -21,27 +21,30 @@ pub struct Indexer {
     current: Option<(Kept, Shown)>,
     /// The table that is to take its place.
     next: Option<Kept>,
+    /// Tables whose place others have taken, each with what tells whether it is still searched.
+    retired: Vec<(String, Weak<()>)>,
 }
 
 impl Indexer {
     pub async fn new(found: Found, store: EmbeddingStore, embedder: Arc<dyn TextEmbedder>) -> Result<Indexer, Error> {
-        let Found { place, index } = found;
+        let Found { place, index, anew } = found;
         let mut writer = Writer::new(place.design().clone(), store, embedder)?;
-        let mut indexer = match index {
+        let current = match index {
             Ok(kept) => {
                 writer.mend_store(&kept).await?;
                 let Reached { epoch, position } = place.reached();
-                let shown = Shown::new(RwLock::new(Snapshot::of(&kept.table, epoch, Arc::new(position)).await?));
-                Indexer { place, writer, current: Some((kept, shown)), next: None }
+                let snapshot = Snapshot::of(&kept.table, epoch, Arc::new(position)).await?;
+                Some((kept, Shown::new(RwLock::new(snapshot))))
             }
             Err(why) => {
                 let index = &place.design().name;
                 tracing::warn!(index, why, "the index is built anew; searches are answered once it is whole");
-                Indexer { place, writer, current: None, next: None }
+                None
             }
         };
-        if indexer.current.is_none() {
-            indexer.next = Some(indexer.place.begin().await?);
+        let mut indexer = Indexer { place, writer, current, next: None, retired: Vec::new() };
+        if anew {
+            indexer.begin().await?;
         }
         Ok(indexer)
     }
@@ -125,6 +128,24 @@ impl Indexer {
         Ok(())
     }
 
+    /// The table that is the index.
+    pub fn table_name(&self) -> Option<&str> {
+        self.current.as_ref().map(|(kept, _)| &*kept.table.name)
+    }
+
+    /// Begins a table beside the index.
+    pub async fn begin(&mut self) -> Result<(), Error> {
+        self.next = Some(self.place.begin().await?);
+        Ok(())
+    }
+
+    /// Gives up the table in the making.
+    pub async fn give_up(&mut self) {
+        if let Some(next) = self.next.take() {
+            self.place.remove(&next.table.name).await;
+        }
+    }
+
     /// Brings changes into the table in the making, in one commit.
     pub async fn apply_beside(
         &mut self,
@@ -135,27 +156,47 @@ impl Indexer {
         self.writer.bring(next, changes, progress).await
     }
 
+    /// Makes the first searches of the table in the making as fast as the later ones.
+    pub async fn maintain_beside(&mut self) -> Result<bool, Error> {
+        self.next.as_mut().expect("a table is being made").table.maintain(true).await
+    }
+
     /// Puts the table in the making, which holds the view as it is at this position, in the place of the index.
     pub async fn swap(&mut self, epoch: Epoch, position: &Position) -> Result<(), Error> {
-        let mut next = self.next.take().expect("a table is being made");
-        // The first searches are to be as fast as the later ones.
-        next.table.maintain(true).await?;
+        let next = self.next.take().expect("a table is being made");
         let old = self.place.announced().map(|a| a.table.clone());
         self.place.reach(&next.table, epoch, position).await?;
-        tracing::info!(
-            table = next.table.name,
-            rows = next.held.len(),
-            "the index is whole; it takes the place of the one before"
-        );
+        let (table, rows) = (&next.table.name, next.held.len());
+        tracing::info!(table, rows, "the index is whole; it takes the place of the one before");
         let snapshot = Snapshot::of(&next.table, epoch, Arc::new(position.clone())).await?;
-        self.current = Some((next, Shown::new(RwLock::new(snapshot))));
-        if let Some(old) = old {
-            self.place.remove(&old).await;
-        }
+        let mut searched = Weak::new();
+        self.current = Some(match self.current.take() {
+            Some((before, shown)) => {
+                searched = Arc::downgrade(&before.table.in_use);
+                *shown.write().expect("no holder of this lock panics") = snapshot;
+                (next, shown)
+            }
+            None => (next, Shown::new(RwLock::new(snapshot))),
+        });
+        self.retired.extend(old.map(|old| (old, searched)));
+        self.remove_retired().await;
         Ok(())
     }
 
+    async fn remove_retired(&mut self) {
+        for (table, searched) in std::mem::take(&mut self.retired) {
+            match searched.strong_count() {
+                0 => self.place.remove(&table).await,
+                _ => self.retired.push((table, searched)),
+            }
+        }
+    }
+
     pub async fn maintain(&mut self, idle: bool) -> Result<bool, Error> {
+        self.remove_retired().await;
+        if idle {
+            self.place.check().await?;
+        }
         match &mut self.current {
             Some((kept, _)) => kept.table.maintain(idle).await,
             None => Ok(false),

@@ -7,6 +7,7 @@ mod announced;
 mod database;
 mod design;
 mod indexer;
+mod json;
 mod maintenance;
 mod place;
 mod reader;
@@ -18,7 +19,7 @@ mod writer;
 
 pub use announced::{Announced, Reached};
 pub use database::{Database, Table};
-pub use design::{Design, MadeOf, problems, refused_columns, unreachable};
+pub use design::{Design, MadeOf, missing_columns, problems, refused_columns};
 pub use indexer::Indexer;
 pub use place::{Found, Kept, Place};
 pub use reader::{IndexReader, IndexRow};
@@ -37,7 +38,11 @@ pub enum Error {
     )]
     InUse { uri: String, name: String },
     #[error(
-        "the index {name} at {uri} is another dataflow's: {reason}; give this dataflow another name or index.uri, or move the other one's index away"
+        "another service has taken the index {name} at {uri}; an index has one writer: this one ends, stop the other one if it is not meant"
+    )]
+    Taken { uri: String, name: String },
+    #[error(
+        "the index {name} at {uri} is another dataflow's: {reason}; give this dataflow another name or index.uri, or put it into the other one's place with freshet rebuild"
     )]
     Foreign { uri: String, name: String, reason: String },
     #[error(

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use super::announced::{Announcement, Reached};
 use super::table::Held;
 use super::{Announced, Database, Design, Error, IndexTable};
+use crate::config;
 use crate::storage::{self, Storage};
 use crate::time::{Epoch, Position};
 
@@ -23,7 +24,9 @@ pub struct Place {
     announced: Option<Announced>,
     /// The highest number that a table here has.
     last: Option<u64>,
-    /// No other process has it while this one lives.
+    /// Tells this process's announcements from another's.
+    writer: u64,
+    /// Of a folder: no other process has it while this one lives.
     _lock: Option<File>,
 }
 
@@ -36,34 +39,66 @@ pub struct Kept {
 /// What a start finds.
 pub struct Found {
     pub place: Place,
-    /// The index, or the reason why it has to be built anew.
+    /// The index, or the reason why it cannot be gone on with.
     pub index: Result<Kept, String>,
+    /// Whether another one is to be built, also beside one that can be used.
+    pub anew: bool,
 }
 
 impl Place {
-    /// Looks at what lies there, in `database` or where the design says. An index that is not there is begun.
-    pub async fn open(design: Arc<Design>, database: Option<Arc<dyn Database>>) -> Result<Found, Error> {
+    /// Looks at what lies there. An index that is not there is begun. With `anew` another one is to be built in any case, also in the place of what is
+    /// another dataflow's.
+    pub async fn open(design: Arc<Design>, anew: bool) -> Result<Found, Error> {
+        Place::open_in(None, design, anew).await
+    }
+
+    /// The same with tables that lie in a database of the caller's.
+    pub async fn open_in(
+        database: Option<Arc<dyn Database>>,
+        design: Arc<Design>,
+        anew: bool,
+    ) -> Result<Found, Error> {
         let uri = &design.config.uri;
-        let storage = storage::open(uri, &Default::default()).map_err(|e| design.storage(e))?;
+        let storage = storage::open(uri, &design.config.options).map_err(|e| design.storage(e))?;
         let lock = if storage.is_folder() { Some(lock(&design, &storage)?) } else { None };
         let database = match database {
             Some(database) => database,
-            None => Arc::new(lancedb::connect(uri).execute().await.map_err(|e| design.storage(e))?),
+            None => Arc::new(connect(&design.config).await.map_err(|e| design.storage(e))?),
         };
         let announcement = Announcement::of(&storage, uri, &design.name);
-        let mut place = Place { design, database, announcement, announced: None, last: None, _lock: lock };
-        let index = place.find().await?;
-        Ok(Found { place, index })
+        let mut place = Place {
+            design,
+            database,
+            announcement,
+            announced: None,
+            last: None,
+            writer: rand::random(),
+            _lock: lock,
+        };
+        let index = place.find(anew).await?;
+        let anew = anew || index.is_err();
+        Ok(Found { place, index, anew })
     }
 
-    async fn find(&mut self) -> Result<Result<Kept, String>, Error> {
-        let read = self.announcement.read().await?;
-        if let Some(Ok(announced)) = read.clone() {
-            if let Some(reason) = self.is_foreign(&announced) {
-                let (uri, name) = (self.design.config.uri.clone(), self.design.name.clone());
-                return Err(Error::Foreign { uri, name, reason });
+    async fn find(&mut self, anew: bool) -> Result<Result<Kept, String>, Error> {
+        let mut read = self.announcement.read().await?;
+        if let Some(Ok(announced)) = &mut read {
+            if let Some(reason) = self.is_foreign(announced) {
+                if !anew {
+                    let (uri, name) = (self.design.config.uri.clone(), self.design.name.clone());
+                    return Err(Error::Foreign { uri, name, reason });
+                }
+                // Where another dataflow was is nothing that this one would have to come to.
+                announced.position = Position::default();
+                announced.reached.position = Position::default();
+                self.announced = Some(announced.clone());
+                read = Some(Err(format!("it is another dataflow's: {reason}")));
+            } else {
+                // From now on whoever had it on an object store has it no longer.
+                announced.writer = self.writer;
+                self.announcement.write(announced).await?;
+                self.announced = Some(announced.clone());
             }
-            self.announced = Some(announced);
         }
         let names = self.database.names().await.map_err(|e| self.design.storage(e))?;
         let tables: Vec<(u64, String)> = names.into_iter().filter_map(|n| Some((self.number(&n)?, n))).collect();
@@ -208,6 +243,7 @@ impl Place {
             version: table.version,
             epoch,
             position: position.clone(),
+            writer: self.writer,
             reached,
         };
         self.announcement.write(&next).await?;
@@ -215,12 +251,25 @@ impl Place {
         Ok(())
     }
 
-    /// Removes a table. One that cannot be removed is in nobody's way, and the next start tries again.
+    /// Whether no other process has announced anything since.
+    pub(super) async fn check(&mut self) -> Result<(), Error> {
+        self.announcement.check().await
+    }
+
+    /// Removes one of this dataflow's tables. One that cannot be removed is in nobody's way, and the next start tries again.
     pub(super) async fn remove(&self, table: &str) {
+        if self.number(table).is_none() {
+            return;
+        }
         if let Err(e) = self.database.remove(table).await {
             tracing::warn!(table, reason = %e, "a table that is no longer the index cannot be removed");
         }
     }
+}
+
+pub(super) async fn connect(config: &config::Index) -> lancedb::Result<lancedb::Connection> {
+    let options = config.options.iter().map(|(key, value)| (key.clone(), value.clone()));
+    lancedb::connect(&config.uri).storage_options(options).execute().await
 }
 
 /// The lock of this dataflow's index.

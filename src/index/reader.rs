@@ -11,6 +11,7 @@ use lancedb::query::{ExecutableQuery, QueryBase, Select};
 
 use super::announced::Announcement;
 use super::design::{ROW_HASH, TEXT_HASH, VECTOR};
+use super::place::connect;
 use super::{Announced, Error, Fingerprint};
 use crate::{config, storage};
 
@@ -35,10 +36,11 @@ impl IndexReader {
         if !config.uri.contains("://") && !Path::new(&config.uri).exists() {
             return Ok(None);
         }
-        let place = storage::open(&config.uri, &Default::default()).map_err(storage)?;
-        let Some(announced) = Announcement::of(&place, &config.uri, name).read().await? else { return Ok(None) };
+        let place = storage::open(&config.uri, &config.options).map_err(storage)?;
+        let mut announcement = Announcement::of(&place, &config.uri, name);
+        let Some(announced) = announcement.read().await? else { return Ok(None) };
         let announced = announced.map_err(storage)?;
-        let connection = lancedb::connect(&config.uri).execute().await.map_err(|e| storage(e.to_string()))?;
+        let connection = connect(config).await.map_err(|e| storage(e.to_string()))?;
         let table = connection.open_table(&announced.table).execute().await.map_err(|e| storage(e.to_string()))?;
         Ok(Some(IndexReader { config: config.clone(), table, announced }))
     }

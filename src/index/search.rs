@@ -7,8 +7,6 @@ use std::sync::{Arc, RwLock};
 
 use arrow::array::{Array, Float32Array, RecordBatch};
 use arrow::datatypes::{DataType, SchemaRef};
-use arrow::json::WriterBuilder;
-use arrow::json::writer::JsonArray;
 use datafusion::common::DFSchema;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::logical_expr::{Expr, ExprSchemable, Operator};
@@ -20,12 +18,13 @@ use futures::TryStreamExt;
 use futures::future::BoxFuture;
 use lancedb::DistanceType;
 use lancedb::query::{ExecutableQuery, QueryBase, Select};
-use serde_json::{Map, Value};
 
 use super::database::not_lance;
 use super::design::VECTOR;
+use super::json::{keys, rows};
 use super::writer::quoted;
 use super::{Design, Error, IndexTable, Table};
+use crate::dataflow::message;
 use crate::serve::{Hit, Hits, Item, Search, SearchError, Searcher, Shape};
 use crate::time::{Epoch, Position};
 
@@ -70,11 +69,13 @@ pub(super) struct Snapshot {
     table: Arc<dyn Table>,
     pub epoch: Epoch,
     pub position: Arc<Position>,
+    /// The table's, which is not removed while somebody searches it.
+    _in_use: Arc<()>,
 }
 
 impl Snapshot {
     pub async fn of(table: &IndexTable, epoch: Epoch, position: Arc<Position>) -> Result<Arc<Snapshot>, Error> {
-        Ok(Arc::new(Snapshot { table: table.pinned().await?, epoch, position }))
+        Ok(Arc::new(Snapshot { table: table.pinned().await?, epoch, position, _in_use: table.in_use.clone() }))
     }
 }
 
@@ -109,16 +110,14 @@ impl IndexSearcher {
         (now.table.clone(), now.epoch, now.position.clone())
     }
 
-    fn now(&self) -> Arc<Snapshot> {
+    pub(super) fn now(&self) -> Arc<Snapshot> {
         self.shown.read().expect("no holder of this lock panics").clone()
     }
 
     fn check_filter(&self, filter: &str) -> Result<(), SearchError> {
         bounded(filter)?;
         let (context, schema) = &self.filters;
-        let bad = |e: datafusion::error::DataFusionError| {
-            SearchError::BadFilter(e.strip_backtrace().lines().next().unwrap_or_default().to_string())
-        };
+        let bad = |e: datafusion::error::DataFusionError| SearchError::BadFilter(message(&e));
         let expr = context.parse_sql_expr(filter, schema).map_err(bad)?;
         let asks = |e: &Expr| matches!(e, Expr::Exists(_) | Expr::InSubquery(_) | Expr::ScalarSubquery(_));
         if expr.exists(|e| Ok(asks(e))).map_err(bad)? {
@@ -203,12 +202,8 @@ impl IndexSearcher {
         for batch in &batches {
             let distances = batch.column_by_name(DISTANCE).and_then(|c| c.as_any().downcast_ref::<Float32Array>());
             let distances = distances.ok_or_else(|| SearchError::Internal("the table gave no distances".into()))?;
-            for (n, mut row) in rows(batch)?.into_iter().enumerate() {
-                row.remove(DISTANCE);
-                let key = row.get(&self.key).cloned().unwrap_or(Value::Null);
-                if columns.as_ref().is_some_and(|c| !c.contains(&self.key)) {
-                    row.remove(&self.key);
-                }
+            let rows = rows(batch, columns.as_ref().unwrap_or(&self.shape.columns)).map_err(internal)?;
+            for (n, (key, row)) in keys(batch, &self.key).map_err(internal)?.into_iter().zip(rows).enumerate() {
                 hits.push(Hit { key, score: 1.0 - distances.value(n), row });
             }
         }
@@ -239,8 +234,9 @@ impl Searcher for IndexSearcher {
             let found = snapshot.table.scan(&columns, Some(self.condition(key)?), Some(1)).await.map_err(internal)?;
             let batches: Vec<RecordBatch> = found.try_collect().await.map_err(internal)?;
             for batch in &batches {
-                if let Some(row) = rows(batch)?.into_iter().next() {
-                    let key = row.get(&self.key).cloned().unwrap_or(Value::Null);
+                let keys = keys(batch, &self.key).map_err(internal)?;
+                let rows = rows(batch, &self.shape.columns).map_err(internal)?;
+                if let Some((key, row)) = keys.into_iter().zip(rows).next() {
                     return Ok(Item { key, row, epoch: snapshot.epoch, position: snapshot.position.clone() });
                 }
             }
@@ -281,7 +277,7 @@ fn bounded(filter: &str) -> Result<(), SearchError> {
         )));
     }
     let tokens = Tokenizer::new(&GenericDialect {}, filter).tokenize();
-    let tokens = tokens.map_err(|e| SearchError::BadFilter(e.to_string()))?;
+    let tokens = tokens.map_err(|e| SearchError::BadFilter(format!("{}{}", e.message, e.location)))?;
     let tokens: Vec<Token> = tokens.into_iter().filter(|token| !matches!(token, Token::Whitespace(_))).collect();
     let nests = |n: usize| match &tokens[n] {
         Token::Word(word) => word.keyword != Keyword::NoKeyword,
@@ -324,16 +320,4 @@ fn without_place(reason: &str) -> String {
 
 fn internal(e: impl std::fmt::Display) -> SearchError {
     SearchError::Internal(e.to_string())
-}
-
-/// A batch's rows as JSON objects, nulls included.
-fn rows(batch: &RecordBatch) -> Result<Vec<Map<String, Value>>, SearchError> {
-    let mut bytes = Vec::new();
-    let mut writer = WriterBuilder::new().with_explicit_nulls(true).build::<_, JsonArray>(&mut bytes);
-    writer.write(batch).and_then(|()| writer.finish()).map_err(internal)?;
-    drop(writer);
-    if bytes.is_empty() {
-        return Ok(Vec::new());
-    }
-    serde_json::from_slice(&bytes).map_err(internal)
 }

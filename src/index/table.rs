@@ -32,13 +32,15 @@ pub struct IndexTable {
     pub(super) commits: u64,
     /// How many of the commits were followed by maintenance.
     pub(super) maintained: u64,
+    /// Shared by every state of the table that is searched.
+    pub(super) in_use: Arc<()>,
 }
 
 impl IndexTable {
     pub(super) async fn new(design: Arc<Design>, name: &str, table: Arc<dyn Table>) -> Result<IndexTable, Error> {
         let version = table.version().await.map_err(|e| design.storage(e))?;
         let name = name.to_string();
-        Ok(IndexTable { design, name, table, version, commits: 0, maintained: 0 })
+        Ok(IndexTable { design, name, table, version, commits: 0, maintained: 0, in_use: Arc::default() })
     }
 
     /// Whether its columns are the design's.

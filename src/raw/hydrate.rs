@@ -323,8 +323,13 @@ fn texts(column: &dyn Array, row: usize) -> Vec<&str> {
 impl RawTable {
     /// The schemas that the table remembers, and `others` for those that it does not.
     pub fn schemas(&self, others: Arc<dyn SchemaStore>) -> Arc<dyn SchemaStore> {
-        let registered = self.log.writers().filter_map(|(id, text)| Some((id.parse().ok()?, text.into()))).collect();
+        let registered = self.registered().map(|(id, text)| (id, text.into())).collect();
         Arc::new(Remembered { registered, others })
+    }
+
+    /// The schemas of a registry that the table remembers, by their ids.
+    pub fn registered(&self) -> impl Iterator<Item = (u32, &str)> {
+        self.log.writers().filter_map(|(id, text)| Some((id.parse().ok()?, text)))
     }
 }
 

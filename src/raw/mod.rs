@@ -79,7 +79,11 @@ pub enum Error {
 impl Error {
     /// Whether waiting can help.
     pub fn is_passing(&self) -> bool {
-        matches!(self, Error::Storage { .. } | Error::Schemas(_))
+        match self {
+            Error::Storage { .. } => true,
+            Error::Schemas(e) => e.is_passing(),
+            Error::OtherWriter { .. } | Error::Table { .. } => false,
+        }
     }
 
     fn delta(table: &str, error: DeltaTableError) -> Error {

@@ -1,8 +1,10 @@
 //! The API turns one HTTP request into one answer.
 //!
 //! The invariant: each request ends within `serve.timeout_ms`, is counted under its route and status, and gets an answer even when the code
-//! behind it panics. At most `serve.concurrency_max` requests read the index at one time; one more is sent away at once, never queued.
+//! behind it panics. At most `serve.concurrency_max` requests read the index at one time, those included whose time was up while their query is
+//! still embedded; one more is sent away at once, never queued.
 
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
@@ -12,7 +14,7 @@ use bytes::{Buf, BufMut};
 use futures::{FutureExt, Stream, StreamExt};
 use serde::Serialize;
 use serde_json::json;
-use tokio::sync::SemaphorePermit;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 use warp::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, EXPECT, HeaderValue};
 use warp::http::{HeaderMap, Method, StatusCode};
@@ -23,7 +25,7 @@ use warp::{Filter, Rejection};
 use super::failure::Failure;
 use super::request::{self, Near, Route, SearchRequest};
 use super::status::State;
-use super::{Hits, Metrics, Opened, Search, SearchError, ServeState};
+use super::{Hits, Metrics, Opened, Search, SearchError, ServeState, Status};
 
 const PAGE: &str = include_str!("page.html");
 /// The page brings its own script and style, and talks to nobody else.
@@ -43,10 +45,11 @@ pub fn routes(
         .and(warp::path::full())
         .and(query)
         .and(warp::header::headers_cloned())
+        .and(warp::addr::remote())
         .and(warp::body::stream())
-        .then(move |method, path: FullPath, query: String, headers, body| {
+        .then(move |method, path: FullPath, query: String, headers, from: Option<SocketAddr>, body| {
             let state = state.clone();
-            async move { answer(&state, method, path.as_str(), &query, headers, body).await }
+            async move { answer(&state, method, path.as_str(), &query, headers, from, body).await }
         })
 }
 
@@ -56,6 +59,7 @@ async fn answer(
     path: &str,
     query: &str,
     headers: HeaderMap,
+    from: Option<SocketAddr>,
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
 ) -> Reply {
     let started = Instant::now();
@@ -69,6 +73,7 @@ async fn answer(
             Route::Item => call.item().await,
             Route::Similar => call.similar().await,
             Route::Status => Ok(reply(&state.status.to_json())),
+            Route::Rebuild => rebuild(state, &headers, from),
             Route::Healthz => healthz(state),
             Route::Readyz => readyz(state),
             Route::Metrics => metrics(state.metrics()),
@@ -102,13 +107,6 @@ struct Call<'a> {
     query: &'a str,
 }
 
-#[derive(Serialize)]
-struct Answer<'a> {
-    #[serde(flatten)]
-    hits: &'a Hits,
-    took_ms: f64,
-}
-
 impl Call<'_> {
     async fn search(
         &self,
@@ -119,7 +117,8 @@ impl Call<'_> {
         request::no_parameters(self.query)?;
         let body = self.read(headers, body).await?;
         let asked = request::search(&body, opened.searcher.shape(), self.state.config.k_max)?;
-        let hits = self.placed(self.find(opened, asked)).await?;
+        let place = self.place()?;
+        let hits = self.in_time(self.find(opened, asked, &place)).await?;
         Ok(self.hits(&hits))
     }
 
@@ -127,15 +126,17 @@ impl Call<'_> {
         let opened = self.opened()?;
         request::no_parameters(self.query)?;
         let key = request::key(self.key)?;
-        let item = self.placed(async { Ok(opened.searcher.item(&key).await?) }).await?;
-        Ok(reply(&item))
+        let _place = self.place()?;
+        let item = self.in_time(async { Ok(opened.searcher.item(&key).await?) }).await?;
+        Ok(in_json(item.json()))
     }
 
     async fn similar(&self) -> Result<Reply, Failure> {
         let opened = self.opened()?;
         let k = request::k_parameter(self.query, self.state.config.k_max)?;
         let key = request::key(self.key)?;
-        let hits = self.placed(async { Ok(opened.searcher.similar(&key, k).await?) }).await?;
+        let _place = self.place()?;
+        let hits = self.in_time(async { Ok(opened.searcher.similar(&key, k).await?) }).await?;
         Ok(self.hits(&hits))
     }
 
@@ -145,34 +146,45 @@ impl Call<'_> {
         self.state.opened.get().ok_or_else(not_ready)
     }
 
-    async fn find(&self, opened: &Opened, asked: SearchRequest) -> Result<Hits, Failure> {
+    async fn find(&self, opened: &Opened, asked: SearchRequest, place: &Arc<Place>) -> Result<Hits, Failure> {
         let vector = match asked.near {
             Near::Vector(vector) => vector.into(),
-            Near::Text(text) => self.vector_of(opened, &text).await?,
+            Near::Text(text) => self.vector_of(opened, text, place).await?,
         };
         let search = Search { vector, k: asked.k, filter: asked.filter, columns: asked.columns };
         Ok(opened.searcher.search(search).await?)
     }
 
-    async fn vector_of(&self, opened: &Opened, text: &str) -> Result<Arc<[f32]>, SearchError> {
-        if let Some(vector) = self.state.queries.get(text) {
+    async fn vector_of(&self, opened: &Opened, text: String, place: &Arc<Place>) -> Result<Arc<[f32]>, SearchError> {
+        if let Some(vector) = self.state.queries.get(&text) {
             self.state.metrics().queries_cached.inc();
             return Ok(vector);
         }
-        let vector: Arc<[f32]> = opened.embedder.embed_query(text).await?.into();
+        let (embedder, place) = (opened.embedder.clone(), place.clone());
+        let embedding = tokio::task::spawn_blocking(move || {
+            let vector = embedder.embed_query(&text);
+            // The request may be over by now: until here it was at work.
+            drop(place);
+            (text, vector)
+        });
+        let (text, vector) = embedding.await.map_err(|e| SearchError::Internal(e.to_string()))?;
+        let vector: Arc<[f32]> = vector?.into();
         let wanted = opened.searcher.shape().dimension;
         if vector.len() != wanted {
             let reason = format!("the model made a vector of {} numbers for an index of {wanted}", vector.len());
             return Err(SearchError::Internal(reason));
         }
         self.state.metrics().queries_computed.inc();
-        self.state.queries.put(text, vector.clone());
+        self.state.queries.put(&text, vector.clone());
         Ok(vector)
     }
 
-    /// Does the work in one of the places, until the request's time is up.
-    async fn placed<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-        let _place = Place::take(self.state)?;
+    fn place(&self) -> Result<Arc<Place>, Failure> {
+        Ok(Arc::new(Place::take(self.state)?))
+    }
+
+    /// Does the work until the request's time is up.
+    async fn in_time<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         let late = || {
             let message = format!("the answer took longer than {} ms", self.state.config.timeout_ms);
             Failure::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message)
@@ -194,33 +206,33 @@ impl Call<'_> {
     }
 
     fn hits(&self, hits: &Hits) -> Reply {
-        reply(&Answer { hits, took_ms: self.started.elapsed().as_secs_f64() * 1000.0 })
+        in_json(hits.json(self.started.elapsed().as_secs_f64() * 1000.0))
     }
 }
 
-/// A place among the running searches; given back when dropped, however the request ends.
-struct Place<'a> {
-    metrics: &'a Metrics,
-    _permit: SemaphorePermit<'a>,
+/// A place among the running searches, held by the request and by what it has others compute; given back by the last of them.
+struct Place {
+    status: Arc<Status>,
+    _permit: OwnedSemaphorePermit,
 }
 
-impl<'a> Place<'a> {
-    fn take(state: &'a ServeState) -> Result<Place<'a>, Failure> {
-        let metrics = state.metrics();
-        let permit = state.places.try_acquire().map_err(|_| {
-            metrics.searches_refused.inc();
+impl Place {
+    fn take(state: &ServeState) -> Result<Place, Failure> {
+        let status = state.status.clone();
+        let permit = state.places.clone().try_acquire_owned().map_err(|_| {
+            status.metrics().searches_refused.inc();
             let message =
                 format!("{} searches are running, which is the limit; try again", state.config.concurrency_max);
             Failure::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message)
         })?;
-        metrics.searches_running.inc();
-        Ok(Place { metrics, _permit: permit })
+        status.metrics().searches_running.inc();
+        Ok(Place { status, _permit: permit })
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
-        self.metrics.searches_running.dec();
+        self.status.metrics().searches_running.dec();
     }
 }
 
@@ -259,7 +271,7 @@ async fn read(
 fn check_method(route: Route, method: &Method) -> Result<(), Failure> {
     let fits = match route {
         Route::Unknown => true,
-        Route::Search => method == Method::POST,
+        Route::Search | Route::Rebuild => method == Method::POST,
         _ => method == Method::GET || method == Method::HEAD,
     };
     if fits { Ok(()) } else { Err(Failure::method(route.methods())) }
@@ -280,6 +292,18 @@ fn readyz(state: &ServeState) -> Result<Reply, Failure> {
     Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", format!("{}: {why}", now.name())))
 }
 
+/// Asks the engine for a new index.
+fn rebuild(state: &ServeState, headers: &HeaderMap, from: Option<SocketAddr>) -> Result<Reply, Failure> {
+    if !request::is_of_operator(headers, from) {
+        let message = "a rebuild can be asked for from the service's own machine alone: run freshet rebuild there";
+        return Err(Failure::new(StatusCode::FORBIDDEN, "forbidden", message));
+    }
+    state.status.ask_to_rebuild();
+    let mut reply = reply(&json!({"table": state.status.table()}));
+    *reply.status_mut() = StatusCode::ACCEPTED;
+    Ok(reply)
+}
+
 fn metrics(metrics: &Metrics) -> Result<Reply, Failure> {
     let text = metrics.render().map_err(|error| {
         tracing::error!(%error, "the metrics could not be written");
@@ -297,7 +321,11 @@ fn page() -> Reply {
 
 /// JSON that is true only now.
 fn reply(value: &impl Serialize) -> Reply {
-    match serde_json::to_vec(value) {
+    in_json(serde_json::to_vec(value))
+}
+
+fn in_json(written: serde_json::Result<impl Into<bytes::Bytes>>) -> Reply {
+    match written {
         Ok(json) => {
             let mut reply = typed(json, "application/json");
             reply.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -7,6 +7,7 @@
 //! The seams: [`Searcher`] is the index, [`EmbedQuery`] the model. The engine opens them with [`ServeState::open`] once they exist; until then
 //! searches are answered 503.
 
+mod answer;
 mod api;
 mod failure;
 mod freshness;
@@ -22,16 +23,15 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use futures::future::BoxFuture;
-use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
+pub use answer::{Hit, Hits, Item, Json};
 pub use api::routes;
 pub use metrics::Metrics;
 pub use server::Server;
 pub use status::{State, Status};
 
 use crate::config;
-use crate::time::{Epoch, Position};
 use queries::QueryVectors;
 
 /// Query vectors that are kept; with 384 dimensions about 1.5 KiB each.
@@ -54,7 +54,8 @@ pub trait Searcher: Send + Sync {
 
 /// The model that embeds what people search for. The same text gives the same vector for as long as the process lives.
 pub trait EmbedQuery: Send + Sync {
-    fn embed_query<'a>(&'a self, text: &'a str) -> BoxFuture<'a, Result<Vec<f32>, SearchError>>;
+    /// Computes, on a thread that may block.
+    fn embed_query(&self, text: &str) -> Result<Vec<f32>, SearchError>;
 }
 
 /// What the index holds.
@@ -75,32 +76,6 @@ pub struct Search {
     pub filter: Option<String>,
     /// The columns of a hit's row; `None` is all.
     pub columns: Option<Vec<String>>,
-}
-
-/// A row that was found.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Hit {
-    pub key: Value,
-    /// Cosine of the angle between the two vectors.
-    pub score: f32,
-    pub row: Map<String, Value>,
-}
-
-/// Rows that were found, best first, all in one state of the index.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Hits {
-    pub hits: Vec<Hit>,
-    pub epoch: Epoch,
-    pub position: Arc<Position>,
-}
-
-/// One row and the state of the index that it was read in.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Item {
-    pub key: Value,
-    pub row: Map<String, Value>,
-    pub epoch: Epoch,
-    pub position: Arc<Position>,
 }
 
 /// Why there is no answer. The first four are the client's and their text reaches it; the others are ours and are logged.
@@ -128,7 +103,7 @@ pub struct ServeState {
     status: Arc<Status>,
     opened: OnceLock<Opened>,
     /// One permit for each request that may read the index at one time.
-    places: Semaphore,
+    places: Arc<Semaphore>,
     queries: QueryVectors,
 }
 
@@ -140,7 +115,7 @@ struct Opened {
 
 impl ServeState {
     pub fn new(config: config::Serve, status: Arc<Status>) -> ServeState {
-        let places = Semaphore::new(config.concurrency_max.min(Semaphore::MAX_PERMITS));
+        let places = Arc::new(Semaphore::new(config.concurrency_max.min(Semaphore::MAX_PERMITS)));
         ServeState { config, status, opened: OnceLock::new(), places, queries: QueryVectors::new(QUERY_VECTORS) }
     }
 

@@ -4,9 +4,13 @@
 //! Pure functions on text; the filter alone is judged by the index.
 
 use std::borrow::Cow;
+use std::net::SocketAddr;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::Number;
+use warp::http::HeaderMap;
+use warp::http::header::ORIGIN;
 
 use super::Shape;
 use super::failure::Failure;
@@ -24,6 +28,7 @@ pub enum Route {
     Item,
     Similar,
     Status,
+    Rebuild,
     Healthz,
     Readyz,
     Metrics,
@@ -39,6 +44,7 @@ impl Route {
             Route::Item => "item",
             Route::Similar => "similar",
             Route::Status => "status",
+            Route::Rebuild => "rebuild",
             Route::Healthz => "healthz",
             Route::Readyz => "readyz",
             Route::Metrics => "metrics",
@@ -52,6 +58,7 @@ impl Route {
             "/" => Route::Page,
             "/v1/search" => Route::Search,
             "/v1/status" => Route::Status,
+            "/v1/rebuild" => Route::Rebuild,
             "/healthz" => Route::Healthz,
             "/readyz" => Route::Readyz,
             "/metrics" => Route::Metrics,
@@ -70,8 +77,13 @@ impl Route {
 
     /// The methods that it answers, as the `Allow` header lists them.
     pub(super) fn methods(self) -> &'static str {
-        if self == Route::Search { "POST" } else { "GET, HEAD" }
+        if matches!(self, Route::Search | Route::Rebuild) { "POST" } else { "GET, HEAD" }
     }
+}
+
+/// Whether whoever asks may have more done than searches: it is on the service's own machine, and no page that a browser there shows.
+pub(super) fn is_of_operator(headers: &HeaderMap, from: Option<SocketAddr>) -> bool {
+    from.is_some_and(|from| from.ip().to_canonical().is_loopback()) && !headers.contains_key(ORIGIN)
 }
 
 /// What a search is near to.
@@ -129,20 +141,20 @@ pub(super) fn search(body: &[u8], shape: &Shape, k_max: usize) -> Result<SearchR
 
 /// Two steps: text that is no JSON is another mistake than JSON that is no search.
 fn parse(body: &[u8]) -> Result<Body, Failure> {
-    let opens = body.iter().find(|b| !b.is_ascii_whitespace());
-    if opens.is_none() {
-        return Err(Failure::bad("bad_json", "the body is empty; a JSON object is expected"));
+    let is_json = |error: &serde_json::Error| error.classify() == serde_json::error::Category::Data;
+    let bad_json = |error| Failure::bad("bad_json", format!("the body is not JSON: {error}"));
+    match body.iter().find(|b| !b.is_ascii_whitespace()) {
+        None => Err(Failure::bad("bad_json", "the body is empty; a JSON object is expected")),
+        Some(b'{') => serde_json::from_slice::<Body>(body).map_err(|error| match is_json(&error) {
+            true => Failure::bad("bad_request", error.to_string()),
+            false => bad_json(error),
+        }),
+        // serde also takes an array for a struct, field by field.
+        Some(_) => match serde_json::from_slice::<IgnoredAny>(body) {
+            Ok(_) => Err(Failure::bad("bad_request", "the body is not a JSON object")),
+            Err(error) => Err(bad_json(error)),
+        },
     }
-    serde_json::from_slice::<Body>(body)
-        .map_err(|error| match error.classify() {
-            serde_json::error::Category::Data => Failure::bad("bad_request", error.to_string()),
-            _ => Failure::bad("bad_json", format!("the body is not JSON: {error}")),
-        })
-        .and_then(|parsed| match opens {
-            Some(b'{') => Ok(parsed),
-            // serde also takes an array for a struct, field by field.
-            _ => Err(Failure::bad("bad_request", "the body is not a JSON object")),
-        })
 }
 
 fn checked_vector(vector: Vec<f64>, dimension: usize) -> Result<Vec<f32>, Failure> {
@@ -250,6 +262,22 @@ mod tests {
 
     fn code(body: &str) -> &'static str {
         search(body.as_bytes(), &shape(), 50).map_or_else(|failure| failure.code, |_| "ok")
+    }
+
+    #[test]
+    fn an_operator_is_on_the_same_machine_and_no_page() {
+        let is = |from: Option<&str>, headers: &HeaderMap| {
+            is_of_operator(headers, from.map(|ip| (ip.parse::<std::net::IpAddr>().unwrap(), 9).into()))
+        };
+        let mut headers = HeaderMap::new();
+        for (from, expected) in
+            [("127.0.0.1", true), ("::1", true), ("::ffff:127.0.0.1", true), ("10.0.0.1", false), ("fe80::1", false)]
+        {
+            assert_eq!(is(Some(from), &headers), expected, "{from}");
+        }
+        assert!(!is(None, &headers));
+        headers.insert(ORIGIN, "http://localhost:8080".parse().unwrap());
+        assert!(!is(Some("127.0.0.1"), &headers));
     }
 
     #[test]

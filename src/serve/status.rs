@@ -80,6 +80,21 @@ struct Now {
     operators_told: Instant,
     /// Data tests and how many rows fail each.
     tests: Vec<(TestOutput, i64)>,
+    /// The table that is searched.
+    table: Option<String>,
+    building: Building,
+}
+
+/// Whether a table is made that is to take the index's place.
+#[derive(Debug, PartialEq, Eq)]
+enum Building {
+    Not,
+    /// Somebody asks for it.
+    Asked,
+    /// Rows of the view that it lacks.
+    Lacking(Option<usize>),
+    /// It was given up; the index is the one before.
+    Failed(String),
 }
 
 impl Now {
@@ -118,6 +133,8 @@ impl Status {
             operators: Vec::new(),
             operators_told: started,
             tests: Vec::new(),
+            table: None,
+            building: Building::Not,
         };
         Status {
             metrics,
@@ -250,6 +267,40 @@ impl Status {
         self.now().tests = tests;
     }
 
+    /// The table that is searched now. Whoever asked for another one has it.
+    pub fn set_table(&self, name: &str) {
+        let mut now = self.now();
+        now.table = Some(name.into());
+        now.building = Building::Not;
+    }
+
+    pub fn table(&self) -> Option<String> {
+        self.now().table.clone()
+    }
+
+    /// Asks for the index to be built anew. When it is being built already, that is what was asked for.
+    pub fn ask_to_rebuild(&self) {
+        let mut now = self.now();
+        if matches!(now.building, Building::Not | Building::Failed(_)) {
+            now.building = Building::Asked;
+        }
+    }
+
+    /// Whether somebody asks for the index to be built anew.
+    pub fn is_asked_to_rebuild(&self) -> bool {
+        self.now().building == Building::Asked
+    }
+
+    /// A table is being made: how many rows of the view it lacks, where that is known already.
+    pub fn set_building(&self, lacking: Option<usize>) {
+        self.now().building = Building::Lacking(lacking);
+    }
+
+    /// A table that was being made was given up.
+    pub fn set_building_failed(&self, why: String) {
+        self.now().building = Building::Failed(why);
+    }
+
     /// Whether the partitions were looked at, and had nothing that is not searchable yet.
     pub fn is_level(&self) -> bool {
         let now = self.now();
@@ -336,6 +387,13 @@ impl Status {
                 "commits": m.index_commits.get(),
                 "upserted": m.index_upserted_rows.get(),
                 "deleted": m.index_deleted_rows.get(),
+                "table": now.table,
+                "building": match &now.building {
+                    Building::Not => Value::Null,
+                    Building::Asked => json!({"lacking": null}),
+                    Building::Lacking(lacking) => json!({"lacking": lacking}),
+                    Building::Failed(why) => json!({"failed": why}),
+                },
             },
             "serve": {
                 "requests": m.requests(),
@@ -487,6 +545,26 @@ mod tests {
         );
         assert_eq!(told["quarantine"], json!({"open": 1, "total": 4}));
         assert_eq!(told["index"]["rows"], 11);
+    }
+
+    #[test]
+    fn whoever_asks_for_a_rebuild_while_there_is_one_has_it() {
+        let status = status();
+        let building = || status.to_json()["index"]["building"].clone();
+        status.set_table("t");
+        assert_eq!((building(), status.is_asked_to_rebuild()), (Value::Null, false));
+        status.ask_to_rebuild();
+        assert_eq!((building(), status.is_asked_to_rebuild()), (json!({"lacking": null}), true));
+        status.set_building(Some(3));
+        status.ask_to_rebuild();
+        assert_eq!((building(), status.is_asked_to_rebuild()), (json!({"lacking": 3}), false));
+        status.set_building_failed("the disk is full".into());
+        assert_eq!((building(), status.is_asked_to_rebuild()), (json!({"failed": "the disk is full"}), false));
+        status.ask_to_rebuild();
+        assert!(status.is_asked_to_rebuild(), "it may be asked for again");
+        status.set_table("t.1");
+        assert_eq!((building(), status.is_asked_to_rebuild()), (Value::Null, false));
+        assert_eq!(status.to_json()["index"]["table"], "t.1");
     }
 
     #[test]

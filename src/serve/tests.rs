@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 
 use super::*;
 use crate::source::Watermarks;
-use crate::time::{Offset, Partition};
+use crate::time::{Epoch, Offset, Partition, Position};
 
 /// A view of three rows whose vectors are the axes. What its filter says is what goes wrong.
 struct StandIn {
@@ -19,6 +19,8 @@ struct StandIn {
     /// How many searches have begun, and what lets those end that wait.
     begun: AtomicUsize,
     go_on: Notify,
+    /// While it is held, the query "held" is embedded.
+    hold: std::sync::Mutex<()>,
 }
 
 impl StandIn {
@@ -32,10 +34,14 @@ impl StandIn {
         let hit = |n: usize| {
             let mut row = StandIn::row(n);
             row.retain(|name, _| columns.is_none_or(|c| c.contains(name)));
-            Hit { key: n.into(), score: vector[n], row }
+            Hit { key: text(n), score: vector[n], row: text(row) }
         };
         Hits { hits: order.into_iter().take(k).map(hit).collect(), epoch: Epoch(7), position: position() }
     }
+}
+
+fn text(value: impl serde::Serialize) -> Json {
+    serde_json::to_string(&value).unwrap().into()
 }
 
 fn position() -> Arc<Position> {
@@ -66,7 +72,9 @@ impl Searcher for StandIn {
 
     fn item<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Item, SearchError>> {
         let found = match key.parse::<usize>() {
-            Ok(n @ 0..3) => Ok(Item { key: n.into(), row: StandIn::row(n), epoch: Epoch(7), position: position() }),
+            Ok(n @ 0..3) => {
+                Ok(Item { key: text(n), row: text(StandIn::row(n)), epoch: Epoch(7), position: position() })
+            }
             Ok(_) => Err(SearchError::NoSuchKey(key.into())),
             Err(_) => Err(SearchError::BadKey(format!("{key:?} is not a whole number"))),
         };
@@ -86,9 +94,12 @@ impl Searcher for StandIn {
 }
 
 impl EmbedQuery for StandIn {
-    fn embed_query<'a>(&'a self, text: &'a str) -> BoxFuture<'a, Result<Vec<f32>, SearchError>> {
+    fn embed_query(&self, text: &str) -> Result<Vec<f32>, SearchError> {
+        if text == "held" {
+            drop(self.hold.lock());
+        }
         let axis = text.len() % 3;
-        std::future::ready(Ok((0..3).map(|n| if n == axis { 1.0 } else { 0.5 / (n + 1) as f32 }).collect())).boxed()
+        Ok((0..3).map(|n| if n == axis { 1.0 } else { 0.5 / (n + 1) as f32 }).collect())
     }
 }
 
@@ -112,7 +123,8 @@ impl Api {
         change(&mut config);
         let status = Arc::new(Status::new(Arc::new(Metrics::new())));
         let shape = Shape { dimension: 3, columns: ["id", "name", "price"].map(String::from).to_vec() };
-        let stand_in = Arc::new(StandIn { shape, begun: AtomicUsize::new(0), go_on: Notify::new() });
+        let stand_in =
+            Arc::new(StandIn { shape, begun: AtomicUsize::new(0), go_on: Notify::new(), hold: Default::default() });
         let state = Arc::new(ServeState::new(config, status.clone()));
         let server = Server::start(state.clone()).await.unwrap();
         Api { server, status, stand_in, state, client: reqwest::Client::new() }
@@ -305,6 +317,20 @@ async fn no_request_outlives_its_time() {
 }
 
 #[tokio::test]
+async fn a_query_that_is_still_embedded_has_its_place_after_its_time_was_up() {
+    let api = Api::open(|c| (c.concurrency_max, c.timeout_ms) = (1, 200)).await;
+    let held = api.stand_in.hold.lock().unwrap();
+    assert_eq!(failure(api.search(json!({"query": "held"})).await).await.1, "timeout");
+    assert_eq!(failure(api.search(json!({"query": "a"})).await).await.1, "overloaded");
+    assert_eq!(api.status.metrics().searches_running.get(), 1);
+    drop(held);
+    while api.status.metrics().searches_running.get() > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(api.search(json!({"query": "a"})).await.status().is_success());
+}
+
+#[tokio::test]
 async fn a_large_body_is_refused_however_it_comes() {
     let api = Api::open(|_| ()).await;
     // In chunks, without a length that could be looked at beforehand.
@@ -445,4 +471,19 @@ async fn metrics_can_be_read_by_prometheus() {
         let known = families.iter().any(|(_, of)| of.iter().any(|s| s.0 == *series));
         assert!(known, "{series} is not shown");
     }
+}
+
+#[tokio::test]
+async fn a_rebuild_is_asked_for_from_this_machine_alone() {
+    let api = Api::open(|_| ()).await;
+    api.status.set_table("t");
+    assert_eq!(api.ask("GET", "/v1/rebuild", "").await.status(), 405);
+    // A browser says whose page it shows.
+    let of_page = api.client.post(api.url("/v1/rebuild")).header("Origin", "https://example.org").send().await.unwrap();
+    assert_eq!(of_page.status(), 403);
+    assert!(!api.status.is_asked_to_rebuild());
+    let answer = api.ask("POST", "/v1/rebuild", "").await;
+    assert_eq!(answer.status(), 202);
+    assert_eq!(answer.json::<Value>().await.unwrap(), json!({"table": "t"}));
+    assert!(api.status.is_asked_to_rebuild());
 }

@@ -71,6 +71,31 @@ pub struct Shown {
     pub category: Option<Category>,
 }
 
+impl Dataflow {
+    /// Writes the folder and reads it.
+    pub fn new(folder: &Path) -> Result<Dataflow, Error> {
+        std::fs::create_dir_all(folder.join("models"))?;
+        let write = |name: &str, text: &str| std::fs::write(folder.join(name), text);
+        write("dataflow.toml", CONFIG)?;
+        write("models/product.sql", VIEW)?;
+        write("product.avsc", &product_row().to_string())?;
+        write("category.avsc", &category_row().to_string())?;
+        let config = config::load_with(folder, |_| None)?;
+        let planned = engine::plan(&config);
+        let (plan, row_types) = planned.map_err(|problems| format!("the shop cannot be planned: {problems:?}"))?;
+        Ok(Dataflow { config, plan, row_types })
+    }
+
+    /// The view's columns, in the order of their [rows](Shown::all).
+    pub fn columns(&self) -> Vec<&str> {
+        self.plan.view_schema().fields().iter().map(|field| field.name().as_str()).collect()
+    }
+
+    pub fn raw(&self) -> &config::Raw {
+        self.config.raw.as_ref().expect("the shop has [raw]")
+    }
+}
+
 impl Shown {
     /// The rows of the index.
     pub fn all(rows: &RecordBatch) -> Vec<Shown> {

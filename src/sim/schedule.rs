@@ -220,7 +220,15 @@ impl Schedule {
         let found = searcher.clone();
         let opening = Box::new(move |searcher| *found.lock().expect("no holder of this lock panics") = Some(searcher));
         let Dataflow { config, plan, row_types } = self.dataflow.clone();
-        let start = Engine::start(config, (plan, row_types), self.peers(), status.clone(), opening, Arc::new(|_| ()));
+        let start = Engine::start(
+            config,
+            (plan, row_types),
+            self.peers(),
+            false,
+            status.clone(),
+            opening,
+            Arc::new(|_| ()),
+        );
         let engine = match self.runtime.block_on(start) {
             Ok(engine) => engine,
             Err(_) if lock(&self.world).is_dead() => return Ok(false),

@@ -24,7 +24,7 @@ impl Schemas {
 impl SchemaStore for Schemas {
     fn get(&self, id: u32) -> BoxFuture<'_, Result<Option<Arc<str>>, Error>> {
         let answer = match lock(&self.world).fails() {
-            true => Err(Error { url: "the registry".into(), reason: "it is away".into() }),
+            true => Err(Error::Away { url: "the registry".into(), reason: "it is away".into() }),
             false => Ok(self.texts.get(&id).cloned()),
         };
         std::future::ready(answer).boxed()

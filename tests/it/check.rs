@@ -117,7 +117,7 @@ fn is_said(folder: &tempfile::TempDir, expect: &[&str]) {
 
 #[test]
 fn mistakes_of_all_files_are_told_together_each_at_its_line() {
-    let toml = "[serve]\nk_maxx = 5\n[index]\nuri = \"s3://b/index\"\nkey = \"idd\"\ntext = \"price\"\n";
+    let toml = "[serve]\nk_maxx = 5\n[index]\nuri = \"gs://b/index\"\nkey = \"idd\"\ntext = \"price\"\n";
     let bad = folder(
         toml,
         &[
@@ -136,7 +136,7 @@ fn mistakes_of_all_files_are_told_together_each_at_its_line() {
     let expect = [
         "index.key: the view has no column idd; it has id, price, i",
         "index.text: the column price is of type Int64; what is embedded is text",
-        "index.uri: is \"s3://b/index\"",
+        "index.uri: is of the kind gs://",
         "models/b.sql:2: No field named nam",
         "models/c.sql:2: PREWHERE is not supported",
         "models/d.sql:2: there is no model nowhere",
@@ -160,6 +160,37 @@ fn a_dataflow_toml_or_contract_that_cannot_be_read_hides_no_model() {
         {"name":"at","type":{"type":"long","connect.name":"io.debezium.time.Never"}}]}"#;
     let unknown = folder(INDEX, &[models[0], models[1], ("p.avsc", contract)]);
     is_said(&unknown, &["models/w.sql:3: Expected: )", "source[0].contract: "]);
+}
+
+#[test]
+fn names_are_looked_at_also_where_a_mistake_keeps_the_sql_from_being_planned() {
+    let wrong = "[index]\nuri = \"data/index\"\nkey = \"idd\"\ntext = \"nam\"\n";
+    let yaml = "models:\n - name: v\n   columns:\n   - name: ix\n     tests: [not_null]\n";
+    let yaml = ("models/p.yml", yaml);
+    let by_outline = "with all_of_it as (select id, t.name, price * 2 as twice from {{ source('s', 't') }} t)\nselect a.* from all_of_it as a";
+    // The contract cannot be read at all.
+    let unreadable = folder(wrong, &[("models/v.sql", by_outline), yaml, ("p.avsc", "{")]);
+    let missing = |column: &str| format!("the view has no column {column}; it has id, name, twice");
+    let expect = [
+        format!("index.key: {}", missing("idd")),
+        format!("index.text: {}", missing("nam")),
+        "models/p.yml: models.v.columns.ix.tests[0].not_null: v has no column ix; it has id, name, twice".into(),
+        "source[0].contract: ".into(),
+    ];
+    is_said(&unreadable, &expect.each_ref().map(String::as_str));
+    // The SQL is wrong further up.
+    let stage = ("models/a.sql", "select id, name,\n cost from {{ source('s', 't') }}");
+    let view = ("models/v.sql", "select id, name, cost as twice from {{ ref('a') }}");
+    let expect = [&expect[0], &expect[1], "models/a.sql:2: No field named cost", &expect[2]];
+    is_said(&folder(wrong, &[stage, view, yaml]), &expect);
+    // A wrong key of a source leaves its columns as they are.
+    let keyed = folder(wrong, &[VIEW]);
+    let toml = std::fs::read_to_string(keyed.path().join("dataflow.toml")).unwrap();
+    std::fs::write(keyed.path().join("dataflow.toml"), toml.replace("[\"id\"]", "[\"idx\"]")).unwrap();
+    is_said(&keyed, &["index.key: the view has no", "index.text: the view has no", "source[0].key: "]);
+    // What may be a column is not called missing.
+    let unknown = [("models/v.sql", "select *, id + 1 from {{ source('s', 't') }}"), ("p.avsc", "{")];
+    is_said(&folder(wrong, &unknown), &["source[0].contract: "]);
 }
 
 #[test]

@@ -51,6 +51,11 @@ pub fn envelope(fields: &Value) -> Value {
     })
 }
 
+/// The schema of a key.
+pub fn key_schema() -> Value {
+    json!({"type": "record", "name": "Key", "namespace": TOPIC, "fields": [{"name": "id", "type": "long"}]})
+}
+
 pub struct Connector {
     producer: Producer,
     key: Writer,
@@ -68,11 +73,9 @@ struct Sent {
 
 impl Connector {
     pub fn new(broker: &Broker, registry: &Registry) -> Connector {
-        let schema =
-            json!({"type": "record", "name": "Key", "namespace": TOPIC, "fields": [{"name": "id", "type": "long"}]});
         Connector {
             producer: Producer::new(&broker.bootstrap_servers()).unwrap(),
-            key: Writer::new(registry, &format!("{TOPIC}-key"), &schema),
+            key: Writer::new(registry, &format!("{TOPIC}-key"), &key_schema()),
             next: vec![0; PARTITIONS as usize],
             log: Vec::new(),
         }

@@ -193,7 +193,7 @@ fn a_registry_that_is_away_is_no_reject() {
     struct Away;
     impl SchemaStore for Away {
         fn get(&self, _: u32) -> futures::future::BoxFuture<'_, Result<Option<Arc<str>>, Error>> {
-            Box::pin(async { Err(Error { url: "u".into(), reason: "away".into() }) })
+            Box::pin(async { Err(Error::Away { url: "u".into(), reason: "away".into() }) })
         }
     }
     let reader = reader("shop.production.review");

@@ -21,7 +21,8 @@ const KEYS: i64 = 40;
 const TEXTS: u32 = 120;
 
 /// Asks for something, and holds the answer's position against the furthest that any answer had.
-struct Reader {
+#[derive(Default)]
+pub struct Reader {
     client: reqwest::Client,
     furthest: BTreeMap<String, i64>,
     epoch: u64,
@@ -29,7 +30,7 @@ struct Reader {
 }
 
 impl Reader {
-    async fn search(&mut self, program: &Program) {
+    pub async fn search(&mut self, program: &Program) {
         let body = json!({"vector": vec![0.05; 384], "k": 5}).to_string();
         // Before the index is open there is no answer; a killed program gives none.
         let Ok(answer) = self.client.post(format!("{}/v1/search", program.url)).body(body).send().await else { return };
@@ -57,7 +58,7 @@ async fn a_kill_at_any_moment_costs_nothing() {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut items = Items::new("debezium").await;
     let writer = Writer::new(&items.registry, &format!("{TOPIC}-value"), &envelope(&item_fields()));
-    let mut reader = Reader { client: reqwest::Client::new(), furthest: BTreeMap::new(), epoch: 0, answers: 0 };
+    let mut reader = Reader::default();
     let mut program = Program::start(&items);
     let mut noise = Vec::new();
     for _ in 0..KILLS {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::connector::{TOPIC, Writer, envelope, event};
+use super::connector::{TOPIC, Writer, envelope, event, key_schema};
 use super::running::{Items, Running, item_fields, items, row, until};
 
 fn writer(case: &Items, extra: &str) -> Writer {
@@ -113,6 +113,94 @@ async fn waiting_does_not_hold_up_the_end() {
     case.registry.set_down(false);
     running.reflects(&case.connector).await;
     assert_eq!(running.items().await, items([(1, "an anchor", None, 1), (2, "a buoy", None, 2)]));
+    nothing_was_set_aside(&running).await;
+    running.stop().await;
+}
+
+/// The schema of items with name and note in each other's place: the same bytes mean something else, and every one of them fits.
+fn swapped() -> Value {
+    let mut fields = item_fields();
+    for field in fields.as_array_mut().unwrap() {
+        match field["name"].as_str().unwrap() {
+            "name" => *field = json!({"name": "note", "type": "string"}),
+            "note" => *field = json!({"name": "name", "type": ["null", "string"], "default": null}),
+            _ => {}
+        }
+    }
+    envelope(&fields)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_means_something_else_is_refused_by_name() {
+    let mut case = Items::new("debezium").await;
+    let first = Writer::new(&case.registry, "v", &envelope(&item_fields()));
+    put(&mut case, &first, 1, "an anchor");
+    let running = case.start().await;
+    running.reflects(&case.connector).await;
+    let before = running.items().await;
+    running.stop().await;
+
+    // The registry was made anew, and gave the first id to another schema.
+    case.registry.forget();
+    case.registry.register_as(1, "k", &key_schema().to_string());
+    case.registry.register_as(first.id, "v", &swapped().to_string());
+    put(&mut case, &first, 2, "a buoy");
+    case.connector.flush();
+    for _ in 0..2 {
+        let running = case.start().await;
+        until("the refusal", async || running.state().await.0 == "failed").await;
+        let why = running.state().await.1;
+        for part in [&case.registry.url(), &format!("under the id {}", first.id), "made anew"] {
+            assert!(why.contains(part), "{part} is not in {why}");
+        }
+        assert_eq!(running.items().await, before, "nothing was read by it");
+        nothing_was_set_aside(&running).await;
+        running.stop().await;
+    }
+
+    // Restored, it is believed again.
+    case.registry.register_as(first.id, "v", &envelope(&item_fields()).to_string());
+    let running = case.start().await;
+    running.reflects(&case.connector).await;
+    assert_eq!(running.items().await, items([(1, "an anchor", None, 1), (2, "a buoy", None, 2)]));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_are_asked_after_while_they_are_used() {
+    let mut case = Items::new("debezium").await;
+    let first = Writer::new(&case.registry, "v", &envelope(&item_fields()));
+    put(&mut case, &first, 1, "an anchor");
+    let running = case.start().await;
+    running.reflects(&case.connector).await;
+
+    // It has forgotten: nothing is read until it is restored.
+    case.registry.forget();
+    let mut id = 1;
+    until("the question", async || {
+        id += 1;
+        put(&mut case, &first, id, "a buoy");
+        case.connector.flush();
+        let (state, why) = running.state().await;
+        state == "waiting" && why.contains("no longer has the schema")
+    })
+    .await;
+    let text = envelope(&item_fields()).to_string();
+    case.registry.register_as(1, "k", &key_schema().to_string());
+    case.registry.register_as(first.id, "v", &text);
+    running.reflects(&case.connector).await;
+    assert_eq!(running.items().await.len() as i64, id);
+
+    // And now it gives the id to another one.
+    case.registry.register_as(first.id, "v", &swapped().to_string());
+    until("the refusal", async || {
+        id += 1;
+        put(&mut case, &first, id, "a cleat");
+        case.connector.flush();
+        running.state().await.0 == "failed"
+    })
+    .await;
+    assert!(running.state().await.1.contains("made anew"));
     nothing_was_set_aside(&running).await;
     running.stop().await;
 }

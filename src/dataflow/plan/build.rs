@@ -19,12 +19,13 @@ use super::context::context;
 use super::lower::{Lowering, Refusal, Relations};
 use super::message::{self, leaves, message};
 use super::nesting;
+use super::outline::{Outline, outline};
 use super::place::{Change, blamed, forget};
 use super::query::{self, Fault, Query};
 use super::steps::{From, Step, Work};
 use super::subquery;
 use super::{Mistake, Plan, PlanError, Shown, Table, TestOutput};
-use crate::config::Severity;
+use crate::config::{DataTest, Severity};
 use crate::dataflow::graph::{Graph, NodeId, Operator};
 
 /// What stands between a query and its operators.
@@ -70,6 +71,8 @@ pub(super) struct Builder<'a> {
     tables: BTreeSet<String>,
     /// Relations that are not there because of a mistake that was told.
     absent: BTreeSet<String>,
+    /// What is known of the columns of those all the same.
+    outlines: HashMap<String, Outline>,
     /// The steps that could be planned, for looking for mistakes in what others are made of.
     queries: HashMap<usize, Query>,
     /// The steps that are a part of others that could be lowered.
@@ -89,6 +92,7 @@ impl<'a> Builder<'a> {
             relations: Relations::new(),
             tables: tables.iter().map(Table::name).collect(),
             absent: absent.clone(),
+            outlines: HashMap::new(),
             queries: HashMap::new(),
             covered: BTreeSet::new(),
             mistakes: Vec::new(),
@@ -151,7 +155,11 @@ impl<'a> Builder<'a> {
                     shown: self.shown,
                 })
             }
-            read => Err(PlanError { mistakes: self.mistakes, view_schema: read.map(|r| r.schema) }),
+            read => Err(PlanError {
+                mistakes: self.mistakes,
+                view_schema: read.map(|r| r.schema),
+                view_outline: self.outlines.remove(view),
+            }),
         }
     }
 
@@ -176,7 +184,13 @@ impl<'a> Builder<'a> {
             }
         };
         match query.relations(&state) {
-            Ok(read) if read.iter().any(|name| self.absent.contains(name)) => return false,
+            Ok(read) if read.iter().any(|name| self.absent.contains(name)) => {
+                if let From::Test(test) = &step.from {
+                    self.untestable(test).await;
+                }
+                self.outlined(at, &query).await;
+                return false;
+            }
             _ => {}
         }
         let planned = self.planned(&query.ast).await;
@@ -196,6 +210,7 @@ impl<'a> Builder<'a> {
                 if let Trouble::Query(e) = &trouble {
                     self.further(at, &query, e).await;
                 }
+                self.outlined(at, &query).await;
                 return false;
             }
         };
@@ -222,6 +237,40 @@ impl<'a> Builder<'a> {
             }),
         }
         true
+    }
+
+    /// Tells of a test that cannot be planned which of its columns are not there.
+    async fn untestable(&mut self, test: &DataTest) {
+        for (relation, column) in test.columns() {
+            let has = self.outline_of(relation).await.filter(|has| !has.iter().any(|name| name == column));
+            if let Some(has) = has {
+                let reason = format!("{relation} has no column {column}; it has {}", has.join(", "));
+                self.mistakes.push(Mistake::Test { declared: test.declared.clone(), reason });
+            }
+        }
+    }
+
+    /// Keeps the names of the columns of a step that cannot be planned.
+    async fn outlined(&mut self, at: usize, query: &Query) {
+        let step = &self.steps[at];
+        let Some(name) = step.defines() else { return };
+        let mut read = HashMap::new();
+        for relation in query.relations(&self.context.state()).unwrap_or_default() {
+            if let Some(columns) = self.outline_of(&relation).await {
+                read.insert(relation, columns);
+            }
+        }
+        if let Some(columns) = outline(&query.ast, &|relation| read.get(relation).cloned()) {
+            self.outlines.insert(name.into(), columns);
+        }
+    }
+
+    async fn outline_of(&self, relation: &str) -> Option<Outline> {
+        if self.absent.contains(relation) {
+            return self.outlines.get(relation).cloned();
+        }
+        let table = self.context.table_provider(TableReference::bare(relation)).await.ok()?;
+        Some(table.schema().fields().iter().map(|f| f.name().clone()).collect())
     }
 
     /// The view stands under its name like any model; reading it once more gives its columns and its node.

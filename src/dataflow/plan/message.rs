@@ -15,7 +15,7 @@ pub(super) fn leaves(error: &DataFusionError) -> impl Iterator<Item = &DataFusio
 }
 
 /// One sentence; what stood on several lines is put on one.
-pub(super) fn message(error: &DataFusionError) -> String {
+pub(crate) fn message(error: &DataFusionError) -> String {
     let root = error.find_root();
     let text = match root {
         DataFusionError::SQL(e, _) => match &**e {

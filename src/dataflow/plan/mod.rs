@@ -13,6 +13,7 @@ mod mended;
 mod message;
 mod nesting;
 mod opaque;
+mod outline;
 mod place;
 mod query;
 mod steps;
@@ -36,7 +37,7 @@ use self::build::Builder;
 pub(crate) use self::context::plain_session;
 use self::context::{alone, batch_context};
 pub(crate) use self::lower::{LOST, NOT_A_JOIN};
-use self::message::message;
+pub(crate) use self::message::message;
 use self::query::Query;
 use self::steps::{From, Step, Work, steps};
 use super::codec;
@@ -63,6 +64,8 @@ pub struct PlanError {
     pub mistakes: Vec<Mistake>,
     /// The view's columns, if they are known all the same.
     pub view_schema: Option<SchemaRef>,
+    /// Otherwise their names, if these can be read: it has no others.
+    pub view_outline: Option<Vec<String>>,
 }
 
 impl fmt::Display for PlanError {
@@ -188,7 +191,7 @@ impl Plan {
             let columns: Vec<_> = self.view_schema.fields().iter().map(|f| f.name().as_str()).collect();
             let reason = format!("it has no column {index_key} (index.key); it has {}", columns.join(", "));
             let mistakes = vec![Mistake::View { view: self.view_name, reason }];
-            return Err(PlanError { mistakes, view_schema: Some(self.view_schema) });
+            return Err(PlanError { mistakes, view_schema: Some(self.view_schema), view_outline: None });
         };
         let (input, stages) = self.graph.fused(self.view, vec![]);
         let operator = Operator::Key { input, stages, key: vec![key], value: KeyedValue::Row, nulls: NullKeys::Keep };

@@ -1,6 +1,5 @@
 //! An index of which something is gone, torn or another's: what a start says of it, and that it ends up whole with nothing embedded again.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
@@ -82,7 +81,7 @@ fn halve(file: &Path) {
 /// Opens what lies there, brings it to the view, and looks at it as a later start does. Answers why it was built anew.
 async fn mended(folder: &Path, what: &str) -> Option<String> {
     let embedder = drawn();
-    let found = Place::open(design(&config(folder, ANN), &*embedder), None).await.unwrap();
+    let found = Place::open(design(&config(folder, ANN), &*embedder), false).await.unwrap();
     let why = found.index.as_ref().err().cloned();
     let store = EmbeddingStore::open(&folder.join("store"), embedder.model_id(), 16).unwrap();
     let mut indexer = Indexer::new(found, store, embedder.clone()).await.unwrap();
@@ -107,11 +106,9 @@ async fn mended(folder: &Path, what: &str) -> Option<String> {
     for id in [1, 300, 599] {
         let vector: Arc<[f32]> = embedder.embed_query(&format!("text {}", id / 2)).unwrap().into();
         let hits = searcher.search(Search { vector, k: 2, filter: None, columns: None }).await.unwrap().hits;
-        assert!(hits.iter().any(|hit| hit.key == id), "{what}: {id} is not found: {hits:?}");
+        assert!(hits.iter().any(|hit| *hit.key == *id.to_string()), "{what}: {id} is not found: {hits:?}");
     }
-    let tables: BTreeSet<_> = fs::read_dir(folder.join("index")).unwrap().map(|e| e.unwrap().file_name()).collect();
-    let tables: Vec<_> = tables.iter().filter(|name| name.to_string_lossy().ends_with(".lance")).collect();
-    assert_eq!(tables.len(), 1, "{what}: {tables:?}");
+    assert_eq!(tables(folder).len(), 1, "{what}: {:?}", tables(folder));
     why
 }
 
@@ -224,7 +221,7 @@ async fn an_index_that_was_made_of_other_things_is_not_gone_on_with() {
         change(&mut config);
         let embedder = Drawn(ModelId(model.into()));
         let design = Design::new(&config, "t", vec!["topic".into()], view, &embedder).unwrap();
-        Place::open(design, None).await.unwrap().index.err().unwrap_or_default()
+        Place::open(design, false).await.unwrap().index.err().unwrap_or_default()
     };
     let with = |name: &str, ty: DataType| {
         let mut fields = schema().fields().to_vec();
@@ -243,7 +240,7 @@ async fn another_dataflows_index_is_refused_and_stays_as_it_is() {
     let opened = async |folder: &Path, topics: &[&str]| {
         let topics = topics.iter().map(|t| (*t).into()).collect();
         let design = Design::new(&config(folder, ANN), "t", topics, schema(), &*drawn()).unwrap();
-        Place::open(design, None).await.map(drop)
+        Place::open(design, false).await.map(drop)
     };
     let refused = |opened: Result<(), Error>, part: &str| match opened {
         Err(e @ Error::Foreign { .. }) => assert!(e.to_string().contains(part), "{e}"),
@@ -266,11 +263,11 @@ async fn one_process_writes_an_index() {
     let folder = tempfile::tempdir().unwrap();
     let (mut indexer, _) = open(folder.path(), drawn(), ANN).await;
     let config = config(folder.path(), ANN);
-    let again = Place::open(design(&config, &*drawn()), None).await;
+    let again = Place::open(design(&config, &*drawn()), false).await;
     assert!(matches!(again, Err(Error::InUse { .. })), "{:?}", again.map(drop));
     // Another dataflow's index may lie beside it.
     let beside = Design::new(&config, "t2", vec!["topic".into()], schema(), &*drawn()).unwrap();
-    drop(Place::open(beside, None).await.unwrap());
+    drop(Place::open(beside, false).await.unwrap());
 
     // Who does not ask for the lock is noticed by the versions.
     indexer.apply(&view()[..10], &mut |_| ()).await.unwrap();
@@ -310,4 +307,80 @@ async fn a_store_that_is_gone_is_filled_from_the_index() {
         let hits = searcher.search(Search { vector, k: 2, filter: None, columns: None }).await.unwrap().hits;
         assert!(hits.iter().all(|hit| hit.score > 0.9999), "{damage}: {hits:?}");
     }
+}
+
+fn tables(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder.join("index")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    let mut tables: Vec<String> = names.filter_map(|name| name.strip_suffix(".lance").map(Into::into)).collect();
+    tables.sort();
+    tables
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_in_the_making_is_nobodys_until_it_takes_the_place() {
+    let made = made().await;
+    let folder = made.path();
+    let embedder = drawn();
+    let anew = async || {
+        let found = Place::open(design(&config(folder, ANN), &*embedder), true).await.unwrap();
+        let store = EmbeddingStore::open(&folder.join("store"), embedder.model_id(), 16).unwrap();
+        Indexer::new(found, store, embedder.clone()).await.unwrap()
+    };
+    // A crash in the midst.
+    let mut indexer = anew().await;
+    assert!(indexer.is_searchable() && indexer.is_building());
+    indexer.apply_beside(&view()[..300], &mut |_| ()).await.unwrap();
+    assert_eq!((indexer.len(), tables(folder)), (view().len(), vec!["t".into(), "t.1".into()]));
+    drop(indexer);
+    let (indexer, _) = open(folder, embedder.clone(), ANN).await;
+    assert_eq!((indexer.len(), indexer.table_name()), (view().len(), Some("t")));
+    assert_eq!(tables(folder), ["t"], "what a crash has left is removed");
+    drop(indexer);
+
+    // One that is given up, and one to its end.
+    let mut indexer = anew().await;
+    let searcher = indexer.searcher().unwrap().unwrap();
+    indexer.give_up().await;
+    assert_eq!((indexer.is_building(), tables(folder)), (false, vec!["t".into()]));
+    indexer.begin().await.unwrap();
+    let applied = indexer.apply_beside(&view(), &mut |_| ()).await.unwrap();
+    assert_eq!((applied.upserted as usize, applied.computed), (view().len(), 0));
+    // What the view has beyond that goes to both.
+    let more = [change(1, Some(("text 0", 77))), change(2, None)];
+    indexer.announce(Epoch(11), &position(1001)).await.unwrap();
+    indexer.apply(&more, &mut |_| ()).await.unwrap();
+    indexer.publish(Some((Epoch(11), &position(1001)))).await.unwrap();
+    indexer.apply_beside(&more, &mut |_| ()).await.unwrap();
+    let searched = searcher.now();
+    indexer.swap(Epoch(11), &position(1001)).await.unwrap();
+    assert_eq!((indexer.table_name(), indexer.len()), (Some("t.2"), view().len() - 1));
+    let found = searcher.item("1").await.unwrap();
+    let row = r#"{"id":1,"text":"text 0","price":77}"#;
+    assert_eq!((&*found.row, found.epoch, &*found.position), (row, Epoch(11), &position(1001)));
+    assert_eq!(tables(folder), ["t", "t.2"], "the old table stays while it is searched");
+    drop(searched);
+    indexer.maintain(true).await.unwrap();
+    assert_eq!(tables(folder), ["t.2"]);
+    drop(indexer);
+    let (indexer, _) = open(folder, embedder.clone(), ANN).await;
+    assert_eq!((indexer.table_name(), indexer.announced()), (Some("t.2"), (Epoch(11), position(1001))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_dataflows_index_is_replaced_when_it_is_asked_for() {
+    let made = made().await;
+    let embedder = drawn();
+    let design = Design::new(&config(made.path(), ANN), "t", vec!["others".into()], schema(), &*embedder).unwrap();
+    let found = Place::open(design.clone(), true).await.unwrap();
+    let store = EmbeddingStore::open(&made.path().join("store"), embedder.model_id(), 16).unwrap();
+    let mut indexer = Indexer::new(found, store, embedder.clone()).await.unwrap();
+    assert!(!indexer.is_searchable(), "the other one's rows are not shown");
+    assert_eq!(indexer.announced(), (Epoch(10), Position::default()), "nor is its position come to");
+    assert_eq!(tables(made.path()), ["t", "t.1"], "it stays until the new one is whole");
+    indexer.apply_beside(&view()[..5], &mut |_| ()).await.unwrap();
+    let position: Position = [(Partition::new("others", 0), Offset(5))].into_iter().collect();
+    indexer.swap(Epoch(11), &position).await.unwrap();
+    drop(indexer);
+    assert_eq!(tables(made.path()), ["t.1"]);
+    assert_eq!(Place::open(design, false).await.unwrap().index.unwrap_or_else(|e| panic!("{e}")).held.len(), 5);
 }

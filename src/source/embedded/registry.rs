@@ -76,6 +76,11 @@ impl Registry {
         schemas.subjects.entry(subject.into()).or_default().push(id);
     }
 
+    /// Forgets all that it was told, as one does whose storage was its memory.
+    pub fn forget(&self) {
+        *self.state.lock() = Schemas::default();
+    }
+
     /// While it is down it answers 503.
     pub fn set_down(&self, down: bool) {
         self.state.down.store(down, Ordering::SeqCst);
