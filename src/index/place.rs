@@ -53,11 +53,7 @@ impl Place {
     }
 
     /// The same with tables that lie in a database of the caller's.
-    pub async fn open_in(
-        database: Option<Arc<dyn Database>>,
-        design: Arc<Design>,
-        anew: bool,
-    ) -> Result<Found, Error> {
+    pub async fn open_in(database: Option<Arc<dyn Database>>, design: Arc<Design>, anew: bool) -> Result<Found, Error> {
         let uri = &design.config.uri;
         let storage = storage::open(uri, &design.config.options).map_err(|e| design.storage(e))?;
         let lock = if storage.is_folder() { Some(lock(&design, &storage)?) } else { None };
@@ -66,15 +62,8 @@ impl Place {
             None => Arc::new(connect(&design.config).await.map_err(|e| design.storage(e))?),
         };
         let announcement = Announcement::of(&storage, uri, &design.name);
-        let mut place = Place {
-            design,
-            database,
-            announcement,
-            announced: None,
-            last: None,
-            writer: rand::random(),
-            _lock: lock,
-        };
+        let mut place =
+            Place { design, database, announcement, announced: None, last: None, writer: rand::random(), _lock: lock };
         let index = place.find(anew).await?;
         let anew = anew || index.is_err();
         Ok(Found { place, index, anew })

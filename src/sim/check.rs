@@ -45,7 +45,8 @@ impl<'a> Leavings<'a> {
 
     /// After any end of a process: the index has no row whose vector the embedding store lacks, and no text was stored twice.
     pub async fn embeddings(&self) -> Result<(), String> {
-        let store = EmbeddingStore::open(&self.folder.join("embeddings"), &embedder::model(), DIMENSION).map_err(said)?;
+        let store =
+            EmbeddingStore::open(&self.folder.join("embeddings"), &embedder::model(), DIMENSION).map_err(said)?;
         if store.records() != store.len() {
             return Err(format!("{} vectors are kept of {} texts", store.records(), store.len()));
         }
@@ -75,7 +76,9 @@ impl<'a> Leavings<'a> {
         let converter = RowConverter::new(vec![SortField::new(key[0].data_type().clone())]).map_err(said)?;
         let keys = converter.convert_columns(key).map_err(said)?;
         let columns = rows.columns();
-        let [vectors, hashes, texts] = &columns[columns.len() - 3..] else { return Err("the index has no columns".into()) };
+        let [vectors, hashes, texts] = &columns[columns.len() - 3..] else {
+            return Err("the index has no columns".into());
+        };
         let hash = |of: &Arc<dyn Array>, n| of.as_fixed_size_binary().value(n).try_into().expect("16 bytes");
         for n in 0..rows.num_rows() {
             let hashes = Fingerprint { row: hash(hashes, n), text: hash(texts, n) };

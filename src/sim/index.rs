@@ -12,8 +12,6 @@ use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream};
 use futures::{FutureExt, StreamExt};
 use lancedb::{Error, Result};
-use rand::Rng;
-use rand::rngs::StdRng;
 
 use super::world::{Crossing, Dead, Seam, Shared, lock};
 use crate::index;
@@ -52,19 +50,18 @@ impl Database {
         Some(table.whole())
     }
 
-    /// Something gets lost while no process runs: all of a table, or its last commit.
-    pub fn lose(&self, rng: &mut StdRng) {
-        let mut tables = self.tables();
-        match rng.random() {
-            true => tables.clear(),
-            false => {
-                for table in tables.values_mut() {
-                    if let Some(before) = table.before.take() {
-                        (table.rows, table.version) = (before, table.version - 1);
-                    }
-                }
+    /// Every table loses its last commit, while no process runs.
+    pub fn lose_commit(&self) {
+        for table in self.tables().values_mut() {
+            if let Some(before) = table.before.take() {
+                (table.rows, table.version) = (before, table.version - 1);
             }
         }
+    }
+
+    /// The tables are gone.
+    pub fn lose_all(&self) {
+        self.tables().clear();
     }
 
     fn tables(&self) -> MutexGuard<'_, BTreeMap<String, Table>> {

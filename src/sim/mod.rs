@@ -34,9 +34,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
 use dataflow::Dataflow;
-use tokio::runtime::Handle;
 pub use schedule::Failed;
 use schedule::{Passed, Schedule};
+use tokio::runtime::Handle;
 pub use world::{Counts, Moment, Seam};
 
 /// Why the simulation cannot be made.

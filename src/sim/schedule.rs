@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::FutureExt;
+use futures::{FutureExt, TryStreamExt};
 use rand::Rng;
 use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
 use tokio::runtime::Handle;
 
 use super::check;
@@ -106,7 +107,8 @@ impl Schedule {
         let world: Shared = Arc::new(Mutex::new(World::new(seed)));
         let judging = world.clone();
         let objects = Faulty::new(move |write| lock(&judging).judge(write));
-        let place = folder.to_string_lossy().replace(|c: char| !c.is_ascii_alphanumeric(), "-").trim_matches('-').to_string();
+        let place =
+            folder.to_string_lossy().replace(|c: char| !c.is_ascii_alphanumeric(), "-").trim_matches('-').to_string();
         let named = Named::new(place.clone(), Arc::new(objects.clone()));
         let mut dataflow = dataflow.clone();
         let rng = &mut lock(&world).rng;
@@ -115,8 +117,8 @@ impl Schedule {
         raw.uri = format!("memory://{place}/raw");
         raw.commit_max_age_ms = rng.random_range(10..=1000);
         raw.queue_max_bytes = rng.random_range(200..=20_000);
-        raw.compact_min_files = rng.random_range(2..=4);
-        raw.snapshot_min_events = rng.random_range(5..=40);
+        raw.compact_min_files = rng.random_range(2..=6);
+        raw.snapshot_min_events = rng.random_range(10..=100);
         raw.versions_max_age_s = if rng.random() { 0 } else { 3600 };
         config.kafka.queue_max_bytes = rng.random_range(200..=20_000);
         config.engine.workers = 1;
@@ -158,7 +160,9 @@ impl Schedule {
                 fuse: rng.random_bool(0.8).then(|| rng.random_range(0..FUSE_MAX)),
                 troubles: if rng.random() { 0.0 } else { rng.random_range(0.01..0.15) },
                 turns: rng.random_range(0..TURNS_MAX),
-                end: [End::Killed, End::Killed, End::Stopped, End::Settled][rng.random_range(0..4)],
+                end: *[End::Killed, End::Killed, End::Stopped, End::Stopped, End::Settled]
+                    .choose(rng)
+                    .expect("not empty"),
             });
             self.life(passed, &life)?;
             // Of two things that are lost, one may be what the other would be made of.
@@ -220,15 +224,8 @@ impl Schedule {
         let found = searcher.clone();
         let opening = Box::new(move |searcher| *found.lock().expect("no holder of this lock panics") = Some(searcher));
         let Dataflow { config, plan, row_types } = self.dataflow.clone();
-        let start = Engine::start(
-            config,
-            (plan, row_types),
-            self.peers(),
-            false,
-            status.clone(),
-            opening,
-            Arc::new(|_| ()),
-        );
+        let start =
+            Engine::start(config, (plan, row_types), self.peers(), false, status.clone(), opening, Arc::new(|_| ()));
         let engine = match self.runtime.block_on(start) {
             Ok(engine) => engine,
             Err(_) if lock(&self.world).is_dead() => return Ok(false),
@@ -306,7 +303,6 @@ impl Schedule {
         let Some((table, epoch, position)) = searcher.as_ref().map(IndexSearcher::state) else { return };
         let columns: Vec<&str> = self.dataflow.columns();
         let scan = async {
-            use futures::TryStreamExt;
             let rows: Vec<_> = table.scan(&columns, None, None).await?.try_collect().await?;
             Ok::<_, lancedb::Error>(rows)
         };
@@ -344,23 +340,30 @@ impl Schedule {
 
     /// Something that can be made anew gets lost while no process runs.
     fn lose(&self) -> Result<(), String> {
-        match self.draw(|rng| rng.random_range(0..3)) {
+        match self.draw(|rng| rng.random_range(0..4)) {
             0 => {
-                lock(&self.world).note("  the index is lost, or its last commit");
-                self.draw(|rng| self.database.lose(rng));
+                lock(&self.world).note("  the index is lost");
+                self.database.lose_all();
             }
             1 => {
-                lock(&self.world).note("  the index's announcement is lost");
+                let mut world = lock(&self.world);
+                world.note("  the index loses its last commit");
+                self.database.lose_commit();
+                world.watch.lost_rows();
+            }
+            2 => {
                 let at = format!("index/{}.announced.json", self.dataflow.config.name);
                 futures::executor::block_on(self.objects.lose(&at.into()));
-                lock(&self.world).watch.forgotten();
+                let mut world = lock(&self.world);
+                world.note("  the index's announcement is lost");
+                world.watch.lost_position();
             }
             _ => {
                 let mut world = lock(&self.world);
                 world.note("  the embedding store is lost");
                 std::fs::remove_dir_all(&self.dataflow.config.embed.store).map_err(|e| e.to_string())?;
                 let rows = self.runtime.block_on(self.leavings().index())?;
-                world.watch.lost(&rows.map(|(rows, _)| Shown::all(&rows)).unwrap_or_default());
+                world.watch.lost_vectors(&rows.map(|(rows, _)| Shown::all(&rows)).unwrap_or_default());
             }
         }
         Ok(())

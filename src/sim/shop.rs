@@ -175,7 +175,8 @@ impl Shop {
             0..58 => {
                 let id = rng.random_range(1..=IDS);
                 let name = (*NAMES.choose(rng).expect("not empty")).to_string();
-                let text = |rng: &mut StdRng| rng.random_bool(0.8).then(|| DESCRIPTIONS.choose(rng).map(|d| (*d).into()));
+                let text =
+                    |rng: &mut StdRng| rng.random_bool(0.8).then(|| DESCRIPTIONS.choose(rng).map(|d| (*d).into()));
                 let old = self.own.products.get(&id);
                 let keeps = old.is_some() && rng.random_bool(0.25);
                 let description = match old {
@@ -195,12 +196,16 @@ impl Shop {
                 let row = Product { version, ..row };
                 self.own.products.remove(&id);
                 self.own.products.insert(other, row.clone());
-                self.send_product(id, Some(self.wire.product(id, None, false, false)), Says::Product { id, row: None, keeps: false });
+                self.send_product(
+                    id,
+                    Some(self.wire.product(id, None, false, false)),
+                    Says::Product { id, row: None, keeps: false },
+                );
                 self.send_product(id, None, Says::Nothing);
                 let value = self.wire.product(other, Some(&row), false, false);
                 self.send_product(other, Some(value), Says::Product { id: other, row: Some(row), keeps: false });
             }
-            62..74 => {
+            62..73 => {
                 let id = rng.random_range(1..=IDS);
                 if self.own.products.remove(&id).is_some() {
                     let value = self.wire.product(id, None, false, false);
@@ -208,20 +213,24 @@ impl Shop {
                     self.send_product(id, None, Says::Nothing);
                 }
             }
-            74..90 => {
+            73..87 => {
                 let id = rng.random_range(1..=CATEGORY_IDS);
                 let row = Category { title: (*TITLES.choose(rng).expect("not empty")).to_string(), version };
                 let value = wire::category(id, Some(&row), rng.random());
                 self.own.categories.insert(id, row.clone());
                 self.send_category(id, Some(value), Says::Category { id, row: Some(row) });
             }
-            90..93 => {
+            87..90 => {
                 let id = rng.random_range(1..=CATEGORY_IDS);
                 if self.own.categories.remove(&id).is_some() {
-                    self.send_category(id, Some(wire::category(id, None, rng.random())), Says::Category { id, row: None });
+                    self.send_category(
+                        id,
+                        Some(wire::category(id, None, rng.random())),
+                        Says::Category { id, row: None },
+                    );
                 }
             }
-            93 => {
+            90 => {
                 self.own.categories.clear();
                 let truncate = json!({"before": null, "after": null, "op": "t"}).to_string().into_bytes();
                 self.send(Partition::new(CATEGORIES, 0), None, Some(truncate), Says::Truncate);
@@ -238,9 +247,10 @@ impl Shop {
                         whole[..whole.len() / 2].to_vec()
                     }
                 };
-                match rng.random_bool(0.7) {
-                    true => self.send_product(id, Some(garbage), Says::Garbage),
-                    false => self.send_category(1, Some(b"{\"op\": ".to_vec()), Says::Garbage),
+                match rng.random_range(0..4) {
+                    0 => self.send_category(1, Some(b"{\"op\": ".to_vec()), Says::Garbage),
+                    1 => self.send_category(1, Some(wire::refused_category(1)), Says::Garbage),
+                    _ => self.send_product(id, Some(garbage), Says::Garbage),
                 }
             }
         }
@@ -271,7 +281,13 @@ impl Shop {
             if rng.random_bool(0.03) {
                 let topic = self.topics.get_mut(partition).expect("every partition has a topic");
                 let timestamp_ms = 0;
-                topic.messages.push(Message { key: None, value: None, timestamp_ms, says: Says::Nothing, is_marker: true });
+                topic.messages.push(Message {
+                    key: None,
+                    value: None,
+                    timestamp_ms,
+                    says: Says::Nothing,
+                    is_marker: true,
+                });
             }
         }
     }

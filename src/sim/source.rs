@@ -65,7 +65,8 @@ impl Source for Topics {
             return Err(away());
         }
         let world = &mut *world;
-        let waiting = world.shop.topics.iter().filter(|(p, topic)| self.next.get(p).unwrap_or_default().0 < topic.end());
+        let waiting =
+            world.shop.topics.iter().filter(|(p, topic)| self.next.get(p).unwrap_or_default().0 < topic.end());
         let waiting: Vec<_> = waiting.collect();
         let Some((partition, topic)) = waiting.choose(&mut world.rng).copied() else { return Ok(None) };
         let next = self.next.get(partition).unwrap_or_default().0;
@@ -73,7 +74,9 @@ impl Source for Topics {
         let from = (next - again).max(topic.low);
         let count = world.rng.random_range(1..=BATCH_MAX) + (next - from) as usize;
         let mut batch = MessageBatch::new(partition.clone());
-        for (n, message) in topic.messages.iter().enumerate().skip(from as usize).filter(|(_, m)| !m.is_marker).take(count) {
+        for (n, message) in
+            topic.messages.iter().enumerate().skip(from as usize).filter(|(_, m)| !m.is_marker).take(count)
+        {
             batch.push(Offset(n as i64), message.timestamp_ms, message.key.as_deref(), message.value.as_deref());
         }
         let end = batch.end().expect("there is a message after the next offset");

@@ -47,15 +47,21 @@ impl Watch {
         self.stored.insert(text);
     }
 
-    /// The embedding store is gone, and what of its vectors the index does not have.
-    pub fn lost(&mut self, index: &[Shown]) {
+    /// The embedding store is gone, and with it what of its vectors the index does not have.
+    pub fn lost_vectors(&mut self, index: &[Shown]) {
         self.stored.retain(|text| index.iter().any(|row| row.text == *text));
     }
 
+    /// The index may have lost rows that were beyond its position.
+    pub fn lost_rows(&mut self) {
+        self.products.clear();
+        self.categories.clear();
+    }
+
     /// How far the index was is not known any more.
-    pub fn forgotten(&mut self) {
-        let Watch { stored, answers, violation, .. } = std::mem::take(self);
-        *self = Watch { stored, answers, violation, ..Watch::default() };
+    pub fn lost_position(&mut self) {
+        self.lost_rows();
+        (self.epoch, self.position) = Default::default();
     }
 
     /// All rows that a search could find now, and what an answer says of them.
@@ -86,7 +92,10 @@ impl Watch {
             let seen = self.products.entry(*id).or_default();
             let from = (*seen).max(last(products.get(id)));
             let Some(at) = later(history, from, row.map(|row| &row.product)) else {
-                return Err(format!("at {position:?} product {id} is one of before: {row:?}, after {:?}", history[from]));
+                return Err(format!(
+                    "at {position:?} product {id} is one of before: {row:?}, after {:?}",
+                    history[from]
+                ));
             };
             *seen = at;
             let Some(row) = row else { continue };

@@ -23,7 +23,8 @@ pub struct Wire(BTreeMap<u32, (Arc<str>, Schema)>);
 
 impl Wire {
     pub fn new() -> Wire {
-        let key = json!({"type": "record", "name": "Key", "namespace": PRODUCTS, "fields": [{"name": "id", "type": "long"}]});
+        let key =
+            json!({"type": "record", "name": "Key", "namespace": PRODUCTS, "fields": [{"name": "id", "type": "long"}]});
         let narrow = product_row();
         let mut wide = narrow.clone();
         let column = json!({"name": "colour", "type": ["null", "string"], "default": null});
@@ -97,11 +98,20 @@ pub fn category(id: i64, row: Option<&Category>, has_schema: bool) -> Vec<u8> {
         Some(row) => json!({"before": null, "after": row.json(id), "op": "u"}),
         None => json!({"before": {"id": id, "title": "", "version": 0}, "after": null, "op": "d"}),
     };
-    if !has_schema {
-        return payload.to_string().into_bytes();
+    match has_schema {
+        true => with_schema(payload),
+        false => payload.to_string().into_bytes(),
     }
+}
+
+/// A category that the contract refuses. Raw can take it apart, and then has no bytes of it.
+pub fn refused_category(id: i64) -> Vec<u8> {
+    with_schema(json!({"before": null, "after": {"id": id, "title": null, "version": 0}, "op": "u"}))
+}
+
+fn with_schema(payload: Value) -> Vec<u8> {
     let row = |field: &str| {
-        let field_of = |name: &str, of: &str| json!({"field": name, "type": of});
+        let field_of = |name: &str, of: &str| json!({"field": name, "type": of, "optional": name == "title"});
         let fields = [field_of("id", "int64"), field_of("title", "string"), field_of("version", "int64")];
         json!({"field": field, "type": "struct", "optional": true, "fields": fields})
     };

@@ -223,7 +223,6 @@ impl Source for KafkaSource {
     fn queued_bytes(&self) -> usize {
         self.consumer.context().queued_bytes.load(Ordering::Relaxed) as usize
     }
-
 }
 
 impl KafkaSource {
