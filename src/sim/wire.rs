@@ -99,19 +99,21 @@ pub fn category(id: i64, row: Option<&Category>, has_schema: bool) -> Vec<u8> {
         None => json!({"before": {"id": id, "title": "", "version": 0}, "after": null, "op": "d"}),
     };
     match has_schema {
-        true => with_schema(payload),
+        true => with_schema(&payload, false),
         false => payload.to_string().into_bytes(),
     }
 }
 
 /// A category that the contract refuses. Raw can take it apart, and then has no bytes of it.
 pub fn refused_category(id: i64) -> Vec<u8> {
-    with_schema(json!({"before": null, "after": {"id": id, "title": null, "version": 0}, "op": "u"}))
+    with_schema(&json!({"before": null, "after": {"id": id, "title": null, "version": 0}, "op": "u"}), true)
 }
 
-fn with_schema(payload: Value) -> Vec<u8> {
+/// With a title that may be null, or not.
+fn with_schema(payload: &Value, nullable: bool) -> Vec<u8> {
     let row = |field: &str| {
-        let field_of = |name: &str, of: &str| json!({"field": name, "type": of, "optional": name == "title"});
+        let field_of =
+            |name: &str, of: &str| json!({"field": name, "type": of, "optional": nullable && name == "title"});
         let fields = [field_of("id", "int64"), field_of("title", "string"), field_of("version", "int64")];
         json!({"field": field, "type": "struct", "optional": true, "fields": fields})
     };
