@@ -59,11 +59,9 @@ impl<'a> Leavings<'a> {
         Ok(())
     }
 
-    /// After a process that has caught up: raw has every offset once; the index is the view over the latest rows, recomputed in batch, with its texts'
-    /// vectors; what could not be read is in quarantine. Says how many rows were compared.
-    pub async fn caught_up(&self) -> Result<usize, String> {
-        self.offsets().await?;
-        self.quarantine().await?;
+    /// After a process that has caught up: the index is the view over the latest rows, recomputed in batch, with its texts' vectors. Says how many
+    /// rows were compared.
+    pub async fn view(&self) -> Result<usize, String> {
         let (rows, announced) = self.index().await?.ok_or("there is no index")?;
         let (end, position) = (lock(self.world).shop.end(), &announced.reached.position);
         if !position.covers(&end) {
@@ -110,8 +108,8 @@ impl<'a> Leavings<'a> {
         Ok(self.database.rows(&announced.table).map(|rows| (rows, announced)))
     }
 
-    /// Every offset of every partition is in raw once.
-    async fn offsets(&self) -> Result<(), String> {
+    /// After the last process: every offset of every partition is in raw once.
+    pub async fn offsets(&self) -> Result<(), String> {
         let (config, raw) = (&self.dataflow.config, self.dataflow.raw());
         let mut found: BTreeMap<Partition, Vec<i64>> = BTreeMap::new();
         for (n, source) in config.sources.iter().enumerate() {
@@ -139,8 +137,8 @@ impl<'a> Leavings<'a> {
         Ok(())
     }
 
-    /// What nobody can read is in quarantine, once and with its bytes, and nothing else.
-    async fn quarantine(&self) -> Result<(), String> {
+    /// After the last process: what nobody can read is in quarantine, once and with its bytes, and nothing else.
+    pub async fn quarantine(&self) -> Result<(), String> {
         let (location, options) = self.dataflow.config.quarantine();
         let entries = Entries::open(&location, &options, true).await.map_err(said)?;
         let mut entries = entries.ok_or("there is no quarantine")?;

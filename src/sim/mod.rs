@@ -48,7 +48,7 @@ const STACK_BYTES: usize = 64 << 20;
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// Schedules to try.
-    #[arg(long, default_value_t = 2_000)]
+    #[arg(long, default_value_t = 1_000)]
     pub seeds: u64,
     /// The seed of the first.
     #[arg(long, default_value_t = 0)]

@@ -81,6 +81,11 @@ impl Turns {
         self.now().time
     }
 
+    /// It is so much later.
+    pub fn skip(&self, time: Duration) {
+        self.now().time += time;
+    }
+
     fn now(&self) -> MutexGuard<'_, Now> {
         self.now.lock().expect("no holder of this lock panics")
     }
