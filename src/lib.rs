@@ -11,6 +11,15 @@
 //! what comes out, `quarantine` shows what did not, `rebuild` has the index made anew.
 //! What a program or a test awaits of the whole comes as a boxed future: its body is compiled once, here, and not again in each of them.
 
+/// Prints a line of results. Whoever reads them may have seen enough, which is no failure.
+#[macro_export]
+macro_rules! say {
+    ($($line:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($line)*);
+    }};
+}
+
 pub mod time;
 
 pub mod thread;

@@ -56,6 +56,12 @@ where
         Err(std::env::VarError::NotUnicode(_)) => return Err(Error::NotText),
     };
     subscriber(style, filter(&asked)?, writer).try_init()?;
+    // What a panic has to say is a line like any other: whoever reads JSON reads it all.
+    std::panic::set_hook(Box::new(|panic| {
+        let said = panic.payload_as_str().unwrap_or("no text");
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(place, backtrace = %std::backtrace::Backtrace::capture(), "a panic: {said}");
+    }));
     Ok(())
 }
 

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use freshet::config::{self, Config};
+use freshet::say;
+use freshet::serve::State;
 use freshet::{audit, bench, demo, embed, engine, index, logging, quarantine, rebuild, storage};
 
 /// Rows are allocated on one thread and freed on another, which the system's allocator is slow at.
@@ -165,23 +167,24 @@ async fn run(folder: &std::path::Path) -> u8 {
             _ = looked.tick() => if service.has_failed() { break },
         }
     }
-    let failed = service.has_failed();
+    let status = service.status().clone();
     service.stop().await;
-    if failed { 3 } else { 0 }
+    // Also at the end something can fail: what was read may have found no way into the index.
+    if status.state() == State::Failed { 3 } else { 0 }
 }
 
 async fn check(folder: &std::path::Path) -> u8 {
     match engine::check(folder).await {
         Ok(engine::Checked { config, plan }) => {
-            println!("{} is right. The view {} is maintained as", folder.display(), config.view);
-            println!("{plan}");
+            say!("{} is right. The view {} is maintained as", folder.display(), config.view);
+            say!("{plan}");
             if let Some(tried) = embed::is_elsewhere(&config.embed) {
-                println!("A start fetches {} from the Hugging Face hub; it is not in {tried}", config.embed.model);
+                say!("A start fetches {} from the Hugging Face hub; it is not in {tried}", config.embed.model);
             }
             0
         }
         Err(e) => {
-            println!("{e}");
+            say!("{e}");
             1
         }
     }
@@ -194,7 +197,7 @@ async fn explain(folder: &std::path::Path, model: Option<&str>) -> u8 {
     };
     match plan.explain(model) {
         Some(text) => {
-            print!("{text}");
+            say!("{}", text.trim_end());
             0
         }
         None => {
@@ -213,14 +216,14 @@ async fn audit(folder: &std::path::Path, sample: usize) -> u8 {
     match audit::run(config, sample).await {
         Ok(found) => {
             let position = serde_json::to_string(&found.position).unwrap_or_default();
-            println!("view      {} rows, from raw at {position}", found.view_rows);
-            println!("index     {} rows", found.index_rows);
+            say!("view      {} rows, from raw at {position}", found.view_rows);
+            say!("index     {} rows", found.index_rows);
             let audit::Audit { missing, orphans, stale, duplicates, .. } = found;
-            println!("rows      {missing} missing, {orphans} orphans, {stale} stale, {duplicates} duplicate keys");
+            say!("rows      {missing} missing, {orphans} orphans, {stale} stale, {duplicates} duplicate keys");
             let lowest = found.lowest_cosine.map_or(String::new(), |cosine| format!(", lowest cosine {cosine}"));
-            println!("vectors   {} embedded anew{lowest}", found.sampled);
-            found.differences.iter().for_each(|difference| println!("          {difference}"));
-            println!("{}", if found.is_clean() { "clean" } else { "NOT CLEAN" });
+            say!("vectors   {} embedded anew{lowest}", found.sampled);
+            found.differences.iter().for_each(|difference| say!("          {difference}"));
+            say!("{}", if found.is_clean() { "clean" } else { "NOT CLEAN" });
             u8::from(!found.is_clean())
         }
         Err(e) => {
@@ -237,7 +240,7 @@ async fn rebuild(folder: &std::path::Path, url: Option<String>) -> u8 {
     };
     match rebuild::run(config, url).await {
         Ok(rebuild::Rebuilt { table, rows }) => {
-            println!("{table} is the index now, with {rows} rows");
+            say!("{table} is the index now, with {rows} rows");
             0
         }
         Err(e) => {
@@ -284,6 +287,7 @@ fn code_of(error: &engine::Error) -> u8 {
     match error {
         engine::Error::Server(_) | engine::Error::Plan(_) => 2,
         engine::Error::Index(index::Error::Configuration { .. }) => 2,
+        engine::Error::Embed(embed::Error::Device { .. }) => 2,
         _ => 3,
     }
 }
@@ -292,7 +296,7 @@ async fn measure(bench: bench::Bench) -> u8 {
     match bench::run(bench).await {
         Ok(report) => {
             report.wrong().iter().for_each(|what| eprintln!("wrong: {what}"));
-            println!("{}", report.json());
+            say!("{}", report.json());
             u8::from(!report.is_ok())
         }
         Err(e) => {
@@ -309,10 +313,10 @@ async fn doctor(folder: &std::path::Path) -> u8 {
     };
     let mut well = true;
     match embed::device::gpus() {
-        Ok(gpus) if gpus.is_empty() => println!("GPUs      none"),
+        Ok(gpus) if gpus.is_empty() => say!("GPUs      none"),
         Ok(gpus) => {
             for g in gpus {
-                println!(
+                say!(
                     "GPU {}     {}, compute capability {}, {} of {} MiB free",
                     g.ordinal,
                     g.name,
@@ -322,13 +326,13 @@ async fn doctor(folder: &std::path::Path) -> u8 {
                 );
             }
         }
-        Err(reason) => println!("GPUs      none: {reason}"),
+        Err(reason) => say!("GPUs      none: {reason}"),
     }
     let mut say = |what: &str, answer: Result<String, String>| match answer {
-        Ok(text) => println!("{what:<9} {text}"),
+        Ok(text) => say!("{what:<9} {text}"),
         Err(text) => {
             well = false;
-            println!("{what:<9} NOT WELL: {text}");
+            say!("{what:<9} NOT WELL: {text}");
         }
     };
     say(

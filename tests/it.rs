@@ -9,6 +9,7 @@ mod it {
     mod evolution;
     mod flattened;
     mod folder;
+    mod full;
     mod garbage;
     mod golden;
     mod kill;
@@ -26,4 +27,5 @@ mod it {
     mod running;
     mod shop;
     mod sql;
+    mod sqlserver;
 }

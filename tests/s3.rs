@@ -3,6 +3,7 @@
 // The modules are those of tests/it.rs, of which this needs a part.
 #[allow(dead_code)]
 mod it {
+    mod between;
     mod connector;
     mod folder;
     mod running;

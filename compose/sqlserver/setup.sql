@@ -25,7 +25,7 @@ if object_id('dbo.product') is null
         status varchar(32) not null constraint product_status default 'active',
         is_active bit not null constraint product_is_active default 1,
         created_at datetime2(6) not null constraint product_created_at default sysutcdatetime(),
-        updated_at datetimeoffset null
+        updated_at datetimeoffset(6) null
     );
 if object_id('dbo.category') is null
     create table dbo.category (

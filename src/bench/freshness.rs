@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use tokio::sync::watch;
 
 use super::report::rounded;
-use super::rig::{Change, Client, Planned, Rig, TEXT_EVERY, What, cents_of};
+use super::rig::{Change, Client, Peers, Planned, Rig, SETTLE, TEXT_EVERY, What, cents_of};
 use super::{Error, Report, Sample, Scratch};
 use crate::demo;
 use crate::embed::{Embedder, TextEmbedder};
@@ -41,7 +41,7 @@ pub struct Options {
     pub seed: u64,
 }
 
-fn rate(text: &str) -> Result<f64, String> {
+pub(super) fn rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if rate > 0.0 && rate <= 100_000.0 => Ok(rate),
         _ => Err("a rate is a number above 0, and at most 100000".into()),
@@ -62,24 +62,36 @@ async fn run_with(
 ) -> Result<Report, Error> {
     let scratch = Scratch::new("freshness")?;
     let mut shared = None;
-    let rig = Rig::start(&scratch, options.seed, options.products as usize, |config| {
+    let rig = Rig::start(&scratch, options.seed, options.products as usize, Peers::own().await?, |config| {
         let embedder = embedder(config)?;
         shared = Some(embedder.clone());
         Ok(embedder)
     })
     .await?;
     let embedder = shared.ok_or("the rig asked for no embedder")?;
-    let count = (options.changes_per_second * options.for_.as_secs_f64()).ceil() as usize;
-    let plan = rig.plan(options.seed, count.max(TEXT_EVERY));
-    eprintln!("{} changes are prepared: what searches will look for is embedded beforehand", plan.len());
-    let bodies = bodies(&rig, &plan, embedder).await?;
-    let mut report = Report::new("freshness", options.seed);
+    let mut report = at_rate(&rig, embedder, options.changes_per_second, options.for_, options.seed).await?;
     report.figure("products", options.products);
-    report.figure("changes", plan.len());
-    measure(options, &rig, plan, bodies, &mut report).await?;
-    rig.settle().await?;
-    compare(&rig, &mut report).await?;
     rig.stop().await;
+    Ok(report)
+}
+
+/// Changes the shop's products at a steady rate, and measures how fresh searches are meanwhile.
+pub(super) async fn at_rate(
+    rig: &Rig,
+    embedder: Arc<dyn TextEmbedder>,
+    changes_per_second: f64,
+    for_: Duration,
+    seed: u64,
+) -> Result<Report, Error> {
+    let count = (changes_per_second * for_.as_secs_f64()).ceil() as usize;
+    let plan = rig.plan(seed, count.max(TEXT_EVERY));
+    eprintln!("{} changes are prepared: what searches will look for is embedded beforehand", plan.len());
+    let bodies = bodies(rig, &plan, embedder).await?;
+    let mut report = Report::new("freshness", seed);
+    report.figure("changes", plan.len());
+    measure(rig, plan, changes_per_second, seed, bodies, &mut report).await?;
+    rig.settle(SETTLE).await?;
+    compare(rig, &mut report).await?;
     Ok(report)
 }
 
@@ -109,9 +121,10 @@ async fn bodies(
 }
 
 async fn measure(
-    options: &Options,
     rig: &Rig,
     plan: Vec<Planned>,
+    changes_per_second: f64,
+    seed: u64,
     bodies: HashMap<String, String>,
     report: &mut Report,
 ) -> Result<(), Error> {
@@ -120,7 +133,7 @@ async fn measure(
     let seen = Arc::new(Seen::default());
     let (text, price) = (watch::channel(None), watch::channel(None));
     let made = seen.clone();
-    let trade = rig.trade(plan, options.changes_per_second, move |change| {
+    let trade = rig.trade(plan, changes_per_second, move |change| {
         made.lock().waiting.push(change.clone());
         match change.planned.what {
             What::Text(_) => text.0.send_replace(Some(change)),
@@ -130,7 +143,7 @@ async fn measure(
     // Of the changes that come while one is followed none is taken, and then a few more are left out by chance: the next one begins
     // anywhere in the service's own rhythm.
     let follow = |changes: watch::Receiver<Option<Change>>, skip: usize, bodies: HashMap<String, String>| {
-        let rng = StdRng::seed_from_u64(options.seed);
+        let rng = StdRng::seed_from_u64(seed);
         tokio::spawn(Follower { client: rig.client.clone(), seen: seen.clone(), bodies, skip, rng }.run(changes))
     };
     let searching = bodies.values().next().cloned().ok_or("no text is changed")?;

@@ -4,6 +4,7 @@
 //! that are compared with each other come from one run. Nothing here is part of the service.
 
 mod decode;
+mod e2e;
 mod embed;
 mod freshness;
 mod ingest;
@@ -13,6 +14,7 @@ mod plain;
 mod product_view;
 mod recording;
 mod report;
+mod restart;
 mod rig;
 mod search;
 mod sim;
@@ -55,6 +57,11 @@ pub enum Bench {
     /// changes are followed by searching until the row itself shows them; an answer that covers a change and does not show it is wrong.
     /// Marks: 250 ms (50th percentile) and 1 s (99th).
     Freshness(freshness::Options),
+    /// Events and freshness beside a broker and a registry of yours: changes as they come, a burst of them, and steady rates.
+    ///
+    /// This process writes Debezium's Avro events itself, so that neither a database nor a connector is part of what is measured. It makes the shop's
+    /// five topics and removes them; a broker that has one of them is left alone.
+    E2e(e2e::Options),
     /// Searches over HTTP: quiet, and beside upserts that come through the whole service. Vectors are made from words, without the model.
     ///
     /// Answers are compared with the nearest rows by comparing all. Mark: 15 ms (50th percentile, quiet, 100,000 rows).
@@ -79,6 +86,11 @@ pub enum Bench {
     /// Whatever a crash leaves, no answer may go back, no text be embedded twice, and once a process has caught up, raw, the index, the embedding store
     /// and the quarantine have to be what has happened comes to, by DataFusion. One schedule that fails is printed with the command that repeats it.
     Sim(crate::sim::Options),
+    /// Restarts of a service with many rows: how long until it is searchable and has caught up, and what ten times the history costs it.
+    ///
+    /// The view and the index are those of the whole shop, with raw; vectors are made from words, without the model. No restart may embed
+    /// anything. Mark: catching up takes at most 1.3 times as long after ten times the history.
+    Restart(restart::Options),
     /// The queries of TPC-H as maintained views over its eight tables, which change while they run.
     ///
     /// Each view is compared with DataFusion's answer over the tables as they stand: after the load, on the way and at the end.
@@ -93,11 +105,13 @@ pub fn run(bench: Bench) -> LocalBoxFuture<'static, Result<Report, Error>> {
             Bench::Ingest(options) => ingest::run(&options).await,
             Bench::Embed(options) => embed::run(&options).await,
             Bench::Freshness(options) => freshness::run(&options).await,
+            Bench::E2e(options) => e2e::run(&options).await,
             Bench::Search(options) => search::run(&options).await,
             Bench::Sql(options) => sql::run(&options).await,
             Bench::Tpch(options) => tpch::run(&options).await,
             Bench::Kill(options) => kill::run(&options).await,
             Bench::Sim(options) => sim::run(&options).await,
+            Bench::Restart(options) => restart::run(&options).await,
             Bench::Oracle(options) => oracle::run(&options).await,
         }
     };

@@ -21,6 +21,12 @@ impl Report {
         self.figures.insert(name.into(), value.into());
     }
 
+    /// What another report found, under a name of its own; what it found wrong is wrong here too.
+    pub(super) fn part(&mut self, name: impl Into<String>, part: Report) {
+        self.wrong.extend(part.wrong);
+        self.figure(name, part.figures);
+    }
+
     /// Percentiles of durations in milliseconds, as `<name>_p50_ms` and `<name>_p99_ms`; `name` may be empty.
     pub(super) fn percentiles(&mut self, name: &str, sample: &mut Sample) {
         let name = if name.is_empty() { String::new() } else { format!("{name}_") };

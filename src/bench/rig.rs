@@ -2,6 +2,7 @@
 //!
 //! The invariant: the service is the one that runs in production; only its embedder may be another.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -18,13 +19,15 @@ use crate::demo::{self, Shop, TOPICS};
 use crate::embed::TextEmbedder;
 use crate::engine::Service;
 use crate::serve::State;
-use crate::source::embedded::{Broker, Producer, Registry};
+use crate::source::embedded::{Broker, Producer, Registry, Subjects};
 use crate::time::{Offset, Partition, Position};
 
-/// How far the shop may write ahead of the service: the broker keeps 5 MiB a partition.
+/// How far the shop may write ahead of the service: a broker of this process keeps 5 MiB a partition.
 const AHEAD_MAX_BYTES: usize = 1 << 20;
+/// The same where the broker keeps everything: memory's bound alone.
+const GIVEN_AHEAD_MAX_BYTES: usize = 64 << 20;
 /// How long the service may take to show what was written last.
-const SETTLE: Duration = Duration::from_secs(60);
+pub(super) const SETTLE: Duration = Duration::from_secs(60);
 /// One change in so many is of a product's text, the others of its price.
 pub(super) const TEXT_EVERY: usize = 10;
 
@@ -34,8 +37,46 @@ pub(super) struct Rig {
     pub client: Client,
     shop: Arc<Mutex<Shop>>,
     read: Arc<dyn Fn() -> Position + Send + Sync>,
-    _broker: Broker,
-    _registry: Registry,
+    ahead_max_bytes: usize,
+    _peers: Peers,
+}
+
+/// The broker and the registry between shop and service.
+pub(super) enum Peers {
+    /// Of this process.
+    Own(Broker, Registry),
+    /// Of somebody else; the broker has the shop's topics, and nothing in them.
+    Given { brokers: String, registry: String },
+}
+
+impl Peers {
+    pub async fn own() -> Result<Peers, Error> {
+        Ok(Peers::Own(Broker::start(&TOPICS)?, Registry::start().await?))
+    }
+
+    fn addresses(&self) -> (String, String) {
+        match self {
+            Peers::Own(broker, registry) => (broker.bootstrap_servers(), registry.url()),
+            Peers::Given { brokers, registry } => (brokers.clone(), registry.clone()),
+        }
+    }
+}
+
+impl Subjects for Peers {
+    fn id(&self, subject: &str, schema: &str) -> Result<u32, String> {
+        let url = match self {
+            Peers::Own(_, registry) => return registry.id(subject, schema),
+            Peers::Given { registry, .. } => format!("{}/subjects/{subject}/versions", registry.trim_end_matches('/')),
+        };
+        let ask = async {
+            let request = reqwest::Client::builder().no_proxy().build()?.post(&url).json(&json!({"schema": schema}));
+            request.send().await?.error_for_status()?.json::<Value>().await
+        };
+        let answer = tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(ask));
+        let answer = answer.map_err(|e| e.to_string())?;
+        let id = answer["id"].as_u64().and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| format!("{url} gave no id: {answer}"))
+    }
 }
 
 impl Rig {
@@ -44,27 +85,30 @@ impl Rig {
         scratch: &Scratch,
         seed: u64,
         products: usize,
+        peers: Peers,
         embedder: impl FnOnce(&Config) -> Result<Arc<dyn TextEmbedder>, Error>,
     ) -> Result<Rig, Error> {
-        let broker = Broker::start(&TOPICS)?;
-        let registry = Registry::start().await?;
-        let brokers = broker.bootstrap_servers();
+        let (brokers, registry) = peers.addresses();
         let listen = (std::net::Ipv4Addr::LOCALHOST, 0).into();
-        let config = demo::product_dataflow(scratch.path(), &brokers, &registry.url(), listen)?;
-        let shop = Shop::new(seed, products, Producer::new(&brokers)?, &registry)?;
+        let config = demo::product_dataflow(scratch.path(), &brokers, &registry, listen)?;
+        let shop = Shop::new(seed, products, Producer::new(&brokers)?, &peers)?;
         let embedder = embedder(&config)?;
         let service = Service::start_with(config.clone(), async { Ok(embedder) }.boxed(), Arc::new(|_| ())).await?;
         let read: Arc<dyn Fn() -> Position + Send + Sync> = Arc::new(service.read_position());
-        let client = Client::new(&service)?;
+        let client = Client::new(service.address())?;
         let shop = Arc::new(Mutex::new(shop));
-        let rig = Rig { config, service, client, shop, read, _broker: broker, _registry: registry };
+        let ahead_max_bytes = match peers {
+            Peers::Own(..) => AHEAD_MAX_BYTES,
+            Peers::Given { .. } => GIVEN_AHEAD_MAX_BYTES,
+        };
+        let rig = Rig { config, service, client, shop, read, ahead_max_bytes, _peers: peers };
         let (shop, read) = (rig.shop.clone(), rig.read.clone());
         let given_up = Arc::new(AtomicBool::new(false));
         let _give_up = Raised(given_up.clone());
         let writing = tokio::task::spawn_blocking(move || -> Result<(), demo::ShopError> {
             let ids = locked(&shop).ids();
             for (n, id) in ids.iter().enumerate() {
-                while locked(&shop).bytes_ahead(&read()) > AHEAD_MAX_BYTES {
+                while locked(&shop).bytes_ahead(&read()) > ahead_max_bytes {
                     if given_up.load(Ordering::SeqCst) {
                         return Ok(());
                     }
@@ -87,6 +131,58 @@ impl Rig {
         Ok(rig)
     }
 
+    /// Ends the service in order and starts it again; says how long the new one took.
+    pub async fn restarted(self, embedder: Arc<dyn TextEmbedder>) -> Result<(Rig, Restart), Error> {
+        let Rig { mut config, service, shop, ahead_max_bytes, _peers, .. } = self;
+        config.serve.listen = service.address();
+        service.stop().await;
+        let started = Instant::now();
+        let client = Client::new(config.serve.listen)?;
+        let (asking, body) = (client.clone(), Client::body(&embedder.embed_query("anything")?, 1, None));
+        let searching = tokio::spawn(async move {
+            while asking.search(body.clone()).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            started.elapsed()
+        });
+        let service = Service::start_with(config.clone(), async { Ok(embedder) }.boxed(), Arc::new(|_| ())).await?;
+        let read: Arc<dyn Fn() -> Position + Send + Sync> = Arc::new(service.read_position());
+        let rig = Rig { config, service, client, shop, read, ahead_max_bytes, _peers };
+        let mut restart = Restart::default();
+        while !rig.is_settled() {
+            rig.check_service()?;
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        restart.caught_up = started.elapsed();
+        restart.searchable = searching.await?;
+        let m = rig.service.status().metrics();
+        (restart.asked, restart.computed) = (m.embeds_asked.get(), m.embeds_computed.get());
+        Ok((rig, restart))
+    }
+
+    /// Changes so many products, one after the other, in what neither a text nor the number of rows follows from.
+    pub async fn restock(&self, changes: usize) -> Result<(), Error> {
+        let (shop, read, ahead_max_bytes) = (self.shop.clone(), self.read.clone(), self.ahead_max_bytes);
+        let given_up = Arc::new(AtomicBool::new(false));
+        let _give_up = Raised(given_up.clone());
+        let working = tokio::task::spawn_blocking(move || -> Result<(), demo::ShopError> {
+            let ids = locked(&shop).ids();
+            for id in ids.iter().cycle().take(changes) {
+                while locked(&shop).bytes_ahead(&read()) > ahead_max_bytes && !given_up.load(Ordering::SeqCst) {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                locked(&shop).restock(*id)?;
+            }
+            locked(&shop).flush()
+        });
+        while !working.is_finished() {
+            self.check_service()?;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        working.await??;
+        self.settle(SETTLE).await
+    }
+
     pub fn shop(&self) -> MutexGuard<'_, Shop> {
         locked(&self.shop)
     }
@@ -98,14 +194,14 @@ impl Rig {
     }
 
     /// Waits until searches see all that the shop has written.
-    pub async fn settle(&self) -> Result<(), Error> {
+    pub async fn settle(&self, patience: Duration) -> Result<(), Error> {
         let started = Instant::now();
         while !self.is_settled() {
             self.check_service()?;
-            if started.elapsed() > SETTLE {
-                return Err(format!("what was written last is not searchable after {} s", SETTLE.as_secs()).into());
+            if started.elapsed() > patience {
+                return Err(format!("what was written last is not searchable after {} s", patience.as_secs()).into());
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         Ok(())
     }
@@ -119,7 +215,7 @@ impl Rig {
 
     /// Lets the shop make these changes at a steady rate until all are made or the answer is dropped; `heard` is told of each.
     pub fn trade(&self, changes: Vec<Planned>, per_second: f64, heard: impl Fn(Change) + Send + 'static) -> Trade {
-        let (shop, read) = (self.shop.clone(), self.read.clone());
+        let (shop, read, ahead_max_bytes) = (self.shop.clone(), self.read.clone(), self.ahead_max_bytes);
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = tokio::task::spawn_blocking(move || {
@@ -127,7 +223,7 @@ impl Rig {
             for (n, planned) in changes.into_iter().enumerate() {
                 let due = started + Duration::from_secs_f64(n as f64 / per_second);
                 std::thread::sleep(due.saturating_duration_since(Instant::now()));
-                while !stopped.load(Ordering::SeqCst) && locked(&shop).bytes_ahead(&read()) > AHEAD_MAX_BYTES {
+                while !stopped.load(Ordering::SeqCst) && locked(&shop).bytes_ahead(&read()) > ahead_max_bytes {
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 if stopped.load(Ordering::SeqCst) {
@@ -136,20 +232,37 @@ impl Rig {
                 let committed = Instant::now();
                 let mut shop = locked(&shop);
                 let before = shop.written();
-                let (description, cents) = match &planned.what {
-                    What::Text(text) => (Some(text.clone()), None),
-                    What::Price(cents) => (None, Some(*cents)),
-                };
-                shop.edit(planned.id, None, description, cents)?;
+                planned.make(&mut shop)?;
                 let after = shop.written();
                 drop(shop);
                 let moved = after.iter().find(|(p, end)| before.get(p) != Some(*end));
                 let (partition, end) = moved.ok_or("a product that is not there was changed")?;
                 heard(Change { planned, partition: partition.clone(), end, committed });
             }
+            locked(&shop).flush()?;
             Ok(started.elapsed())
         });
         Trade { thread, stop: Raised(stop) }
+    }
+
+    /// Makes these changes as fast as it goes, and waits until searches see them. Says how long the shop wrote, and how long all of it took.
+    pub async fn burst(&self, changes: Vec<Planned>, patience: Duration) -> Result<(Duration, Duration), Error> {
+        let (shop, read, ahead_max_bytes) = (self.shop.clone(), self.read.clone(), self.ahead_max_bytes);
+        let started = Instant::now();
+        let writing = tokio::task::spawn_blocking(move || -> Result<Duration, demo::ShopError> {
+            for (n, planned) in changes.into_iter().enumerate() {
+                // Looked at now and then: counting what is ahead costs more than a change.
+                while n % 1000 == 0 && locked(&shop).bytes_ahead(&read()) > ahead_max_bytes {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                planned.make(&mut locked(&shop))?;
+            }
+            locked(&shop).flush()?;
+            Ok(started.elapsed())
+        });
+        let wrote = writing.await??;
+        self.settle(patience).await?;
+        Ok((wrote, started.elapsed()))
     }
 
     /// A seeded run of changes. Products take turns, so that one that was changed is left alone for as long as possible.
@@ -188,11 +301,32 @@ impl Drop for Raised {
     }
 }
 
+/// What a start came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Restart {
+    /// Until the first search was answered.
+    pub searchable: Duration,
+    /// Until searches saw everything.
+    pub caught_up: Duration,
+    /// Texts whose vectors were asked for, and those that were computed.
+    pub asked: u64,
+    pub computed: u64,
+}
+
 /// What is to happen to a product.
 #[derive(Clone, Debug)]
 pub(super) struct Planned {
     pub id: i64,
     pub what: What,
+}
+
+impl Planned {
+    fn make(&self, shop: &mut Shop) -> Result<(), demo::ShopError> {
+        match &self.what {
+            What::Text(text) => shop.alter(self.id, None, Some(text.clone()), None),
+            What::Price(cents) => shop.alter(self.id, None, None, Some(*cents)),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -263,9 +397,9 @@ pub(super) struct Client {
 }
 
 impl Client {
-    fn new(service: &Service) -> Result<Client, Error> {
+    fn new(service: SocketAddr) -> Result<Client, Error> {
         let http = reqwest::Client::builder().no_proxy().tcp_nodelay(true).build()?;
-        Ok(Client { http, base: format!("http://{}", service.address()) })
+        Ok(Client { http, base: format!("http://{service}") })
     }
 
     /// The body of a search near a vector, made beforehand so that it is not part of what is measured.

@@ -12,7 +12,7 @@ use rand::{Rng, SeedableRng};
 use serde::Deserialize;
 
 use super::report::rounded;
-use super::rig::{Client, Rig};
+use super::rig::{Client, Peers, Rig, SETTLE};
 use super::words::WordEmbedder;
 use super::{Error, Report, Sample, Scratch};
 
@@ -72,7 +72,7 @@ async fn run_one(options: &Options, rows: u32, report: &mut Report) -> Result<Op
     let embedder = words.clone();
     eprintln!("{rows} rows are loaded through the whole service");
     let started = Instant::now();
-    let rig = Rig::start(&scratch, options.seed, rows as usize, |_| Ok(embedder)).await?;
+    let rig = Rig::start(&scratch, options.seed, rows as usize, Peers::own().await?, |_| Ok(embedder)).await?;
     let name = format!("rows_{rows}");
     report.figure(format!("{name}_loaded_s"), rounded(started.elapsed().as_secs_f64()));
     let table = Exact::read(&rig).await?;
@@ -99,7 +99,7 @@ async fn run_one(options: &Options, rows: u32, report: &mut Report) -> Result<Op
     report.percentiles(&format!("{name}_beside_upserts"), &mut times);
     eprintln!("{rows} rows, beside upserts: p50 {:.1} ms", times.percentile(50.0).unwrap_or_default());
     trade.stop().await?;
-    rig.settle().await?;
+    rig.settle(SETTLE).await?;
 
     let table = Exact::read(&rig).await?;
     let held = table.ids.len();

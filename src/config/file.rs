@@ -172,7 +172,7 @@ fn read(cx: &Context<'_>, table: Option<Table>) -> (Config, BTreeSet<String>) {
         device: device(&mut s),
         text_max_tokens: s.size("text_max_tokens", 256, 8..=8192),
         batch_max_tokens: s.size("batch_max_tokens", 4096, 8..=1_000_000),
-        store: PathBuf::from(s.location("store", Some("../../data/embeddings"))),
+        store: embedding_store(&mut s),
     };
     if embed.sha256.as_ref().is_some_and(|h| h.len() != 64 || !h.bytes().all(|b| b.is_ascii_hexdigit())) {
         s.problem("sha256", "is not 64 hexadecimal digits");
@@ -210,7 +210,8 @@ fn read(cx: &Context<'_>, table: Option<Table>) -> (Config, BTreeSet<String>) {
         body_max_bytes: s.number("body_max_bytes", MIB, 1024..=1024 * MIB),
         k_max: s.size("k_max", 1_000, 1..=100_000),
         timeout_ms: s.number("timeout_ms", 5_000, 10..=600_000),
-        concurrency_max: s.size("concurrency_max", 64, 1..=100_000),
+        connections_max: s.size("connections_max", 512, 1..=100_000),
+        concurrency_max: s.size("concurrency_max", 16, 1..=100_000),
     };
     s.finish();
     let raw = root.table.contains_key("raw").then(|| raw(&mut root.section("raw"), &sources));
@@ -250,7 +251,7 @@ fn is_same_place(one: &str, other: &str) -> bool {
 
 /// A place for tables, `uri` and `options` of a section: a folder, or S3.
 fn store(s: &mut Section<'_>, default: &'static str) -> (String, BTreeMap<String, String>) {
-    let uri = s.location("uri", Some(default));
+    let uri = s.folder("uri", default);
     let scheme = uri.split_once("://").map_or("file", |(scheme, _)| scheme);
     if !["file", "s3"].contains(&scheme) {
         s.problem("uri", format!("is of the kind {scheme}://; a folder and s3:// are possible"));
@@ -260,6 +261,15 @@ fn store(s: &mut Section<'_>, default: &'static str) -> (String, BTreeMap<String
     }
     let options = s3_options(s, scheme == "s3");
     (uri, options)
+}
+
+/// Its records are appended to files, which no object store has.
+fn embedding_store(s: &mut Section<'_>) -> PathBuf {
+    let store = s.folder("store", "../../data/embeddings");
+    if store.contains("://") {
+        s.problem("store", format!("is {store:?}; it has to be a folder"));
+    }
+    store.into()
 }
 
 /// Options of S3 that come from the environment alone.

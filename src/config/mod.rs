@@ -246,6 +246,8 @@ pub struct Serve {
     pub body_max_bytes: u64,
     pub k_max: usize,
     pub timeout_ms: u64,
+    /// Connections that are open at one time; further ones wait to be accepted.
+    pub connections_max: usize,
     /// Searches at one time; one more is answered 503.
     pub concurrency_max: usize,
 }

@@ -238,6 +238,18 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// A [`location`](Self::location) that is, or is to be, a folder.
+    pub fn folder(&mut self, key: &'static str, default: &str) -> String {
+        let location = self.location(key, Some(default));
+        // What is there of it already: a folder can be made only in folders.
+        let there = Path::new(&location).ancestors().find(|p| p.exists() && !location.contains("://"));
+        if let Some(file) = there.filter(|p| !p.is_dir()) {
+            let reason = format!("cannot be a folder: {} is a file", file.display());
+            self.problem(key, reason);
+        }
+        location
+    }
+
     pub fn finish(self) {
         for key in self.table.keys() {
             let hint = near(key, self.known.iter().copied());

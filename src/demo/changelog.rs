@@ -12,13 +12,15 @@ use apache_avro::writer::datum::GenericDatumWriter;
 use serde_json::json;
 
 use super::rows::{Row, Table, optional, text};
-use crate::source::embedded::{Producer, Registry};
+use crate::source::embedded::{Producer, Subjects};
 use crate::time::{Offset, Partition, Position};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("the shop's broker: {0}")]
     Broker(#[from] rdkafka::error::KafkaError),
+    #[error("the shop's registry: {0}")]
+    Registry(String),
     #[error("the shop's event: {0}")]
     Avro(Box<apache_avro::Error>),
 }
@@ -62,7 +64,7 @@ struct Writer {
 }
 
 impl Changelog {
-    pub fn new(producer: Producer, registry: &Registry) -> Result<Changelog, Error> {
+    pub fn new(producer: Producer, registry: &dyn Subjects) -> Result<Changelog, Error> {
         let channels = Table::ALL.into_iter().map(|table| Channel::new(table, registry));
         let channels = channels.collect::<Result<_, _>>()?;
         Ok(Changelog { producer, channels, lsn: 1000, evolved: false })
@@ -184,11 +186,11 @@ impl Changelog {
 }
 
 impl Channel {
-    fn new(table: Table, registry: &Registry) -> Result<Channel, Error> {
+    fn new(table: Table, registry: &dyn Subjects) -> Result<Channel, Error> {
         let topic = table.topic();
         let writer = |subject: &str, schema: serde_json::Value| -> Result<Writer, Error> {
             let text = schema.to_string();
-            let id = registry.register(&format!("{topic}-{subject}"), &text);
+            let id = registry.id(&format!("{topic}-{subject}"), &text).map_err(Error::Registry)?;
             Ok(Writer { id, schema: Schema::parse_str(&text)? })
         };
         let row: serde_json::Value = serde_json::from_str(table.contract()).expect("the shop's contracts are JSON");

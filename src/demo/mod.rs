@@ -12,6 +12,7 @@ mod tests;
 mod trading;
 mod traffic;
 
+use std::fs::{File, TryLockError};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,8 +28,9 @@ pub use rows::{Brand, Category, PARTITIONS, Price, Product, Review, Table};
 pub use shop::{Renamed, Shop};
 
 use crate::config::{self, Config};
-use crate::engine::{Service, stop_signal};
+use crate::engine::{self, Service, stop_signal};
 use crate::serve::State;
+use crate::serve::server::Error as ServerError;
 use crate::source::embedded::{Broker, Producer, Registry};
 use office::Office;
 use trading::{Floor, Trading};
@@ -81,7 +83,7 @@ pub struct Options {
     #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub products: u32,
     /// Changes of live traffic.
-    #[arg(long, default_value_t = 20.0)]
+    #[arg(long, default_value_t = 20.0, value_parser = rate)]
     pub changes_per_second: f64,
     /// Ends by itself after this time, such as 60s or 5m.
     #[arg(long = "for", value_parser = duration)]
@@ -92,6 +94,12 @@ pub struct Options {
     /// The same seed makes the same shop.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+}
+
+/// A number of changes in a second.
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok().filter(|rate| (0.0..=100_000.0).contains(rate));
+    rate.ok_or_else(|| format!("{text:?} is no number from 0 to 100000"))
 }
 
 /// A time such as 60s or 5m.
@@ -150,12 +158,26 @@ pub fn product_dataflow(
 async fn demo(options: &Options, data: &Path) -> Outcome {
     let ended = stop_signal()?;
     tokio::pin!(ended);
+    let shop_port = options.listen.port().checked_add(1).filter(|_| options.listen.port() != 0);
+    let shop_port = shop_port.ok_or("--listen needs a port whose next one is the shop's: 1 to 65534")?;
+    let shop_address = SocketAddr::new(options.listen.ip(), shop_port);
+    let in_data = |e: std::io::Error| format!("{} (--data): {e}", data.display());
+    std::fs::create_dir_all(data).map_err(in_data)?;
+    let lock = File::create(data.join("demo.lock")).map_err(in_data)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(format!("another demo runs in {}", data.display()).into()),
+        Err(TryLockError::Error(e)) => return Err(in_data(e).into()),
+    }
+    let shop_server = tokio::net::TcpListener::bind(shop_address)
+        .await
+        .map_err(|source| engine::Error::Server(ServerError::Listen { address: shop_address, source }))?;
     let broker = Broker::start(&TOPICS)?;
     let registry = Registry::start().await?;
     let (brokers, url) = (broker.bootstrap_servers(), registry.url());
     let tables: Vec<&str> = Table::ALL.iter().map(|table| table.name()).collect();
-    println!("broker    {brokers} (inside this process; topics shop.public.{{{}}})", tables.join(","));
-    println!("registry  {url}");
+    say!("broker    {brokers} (inside this process; topics shop.public.{{{}}})", tables.join(","));
+    say!("registry  {url}");
     let config = product_dataflow(data, &brokers, &url, options.listen)?;
     // Raw and the index of an earlier run are at offsets of a broker that is gone. They are made anew, the index from the embeddings that are
     // kept.
@@ -181,12 +203,8 @@ async fn demo(options: &Options, data: &Path) -> Outcome {
         service = Service::start(config, Arc::new(progress)) => service?,
     };
     let address = service.address();
-    let shop_address = SocketAddr::new(address.ip(), address.port().wrapping_add(1));
-    let shop_server = tokio::net::TcpListener::bind(shop_address)
-        .await
-        .map_err(|e| format!("the shop cannot listen on {shop_address}: {e}"))?;
-    println!("service   http://{address}");
-    println!("shop      http://{shop_address}/shop/products/1, /shop/categories/1, /shop/brands/1");
+    say!("service   http://{address}");
+    say!("shop      http://{shop_address}/shop/products/1, /shop/categories/1, /shop/brands/1");
     let stop = Arc::new(AtomicBool::new(false));
     let floor = Floor::default();
     let office = Office::new(shop.clone(), floor.clone(), service.status().clone(), stop.clone());
@@ -222,10 +240,10 @@ async fn demo(options: &Options, data: &Path) -> Outcome {
                 bar.finish_and_clear();
                 searchable = true;
                 live.store(true, Ordering::SeqCst);
-                println!("searchable: {rows} products after {:.0} s. Try", started.elapsed().as_secs_f64());
+                say!("searchable: {rows} products after {:.0} s. Try", started.elapsed().as_secs_f64());
                 print_requests(address, shop_address, some_category);
             } else if bar.is_hidden() {
-                println!(
+                say!(
                     "embedding {} of {} texts, {} tokens",
                     texts.load(Ordering::Relaxed),
                     options.products,
@@ -239,7 +257,7 @@ async fn demo(options: &Options, data: &Path) -> Outcome {
         let freshness = status
             .freshness_ms()
             .map_or("no changes yet".to_string(), |(p50, p99)| format!("p50 {p50:.0} ms, p99 {p99:.0} ms"));
-        println!(
+        say!(
             "{:>4} s  {}  {} changes/s  lag {}  freshness {freshness}  embeds: {} asked, {} cached, {} computed  {} rows",
             started.elapsed().as_secs(),
             state.name(),
@@ -253,7 +271,7 @@ async fn demo(options: &Options, data: &Path) -> Outcome {
         last = sent;
     }
     bar.finish_and_clear();
-    println!("stopping");
+    say!("stopping");
     stop.store(true, Ordering::SeqCst);
     let failure = service.has_failed().then(|| service.status().state_and_why().1);
     let traded = tokio::task::spawn_blocking(move || trader.join()).await?;
@@ -265,12 +283,12 @@ async fn demo(options: &Options, data: &Path) -> Outcome {
 /// What to try: find something, give a product another text, find that, and give a whole category another name.
 fn print_requests(service: SocketAddr, shop: SocketAddr, category: i64) {
     let search = |query: &str, k: usize| {
-        println!("  curl -s http://{service}/v1/search -d '{{\"query\": \"{query}\", \"k\": {k}}}'");
+        say!("  curl -s http://{service}/v1/search -d '{{\"query\": \"{query}\", \"k\": {k}}}'");
     };
-    let put = |path: &str, body: &str| println!("  curl -s -X PUT http://{shop}/shop/{path} -d '{body}'");
+    let put = |path: &str, body: &str| say!("  curl -s -X PUT http://{shop}/shop/{path} -d '{body}'");
     search("shelter for a rainy night outdoors", 3);
     put("products/1", r#"{"name": "Space teapot", "description": "A singing teapot for astronauts."}"#);
     search("teapot for astronauts", 1);
     put(&format!("categories/{category}"), r#"{"name": "Things for the moon"}"#);
-    println!("The last one embeds the products of that category again, and no others: the shop pauses and counts.");
+    say!("The last one embeds the products of that category again, and no others: the shop pauses and counts.");
 }

@@ -137,7 +137,7 @@ impl Office {
         }
         let after = self.embeds();
         let [asked, cached, computed] = [0, 1, 2].map(|n| after[n] - before[n]);
-        println!("{}", said(&renamed, cached, computed));
+        say!("{}", said(&renamed, cached, computed));
         let mut answer = json!(renamed);
         answer["embed"] = json!({"asked": asked, "cached": cached, "computed": computed});
         (StatusCode::OK, answer)

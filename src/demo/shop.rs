@@ -13,7 +13,7 @@ use super::catalogue::{BRANDS, DEPARTMENTS, Group, Shelf};
 use super::changelog::{Changelog, Error, Seen};
 use super::prose::{self, pick};
 use super::rows::{Brand, Category, Price, Product, Review, Table};
-use crate::source::embedded::{Producer, Registry};
+use crate::source::embedded::{Producer, Subjects};
 use crate::time::Position;
 
 /// When the shop's clock begins: 2025-10-01.
@@ -56,7 +56,7 @@ pub struct Renamed {
 
 impl Shop {
     /// Opens a shop with so many products, and writes the snapshot of its categories and brands.
-    pub fn new(seed: u64, products: usize, producer: Producer, registry: &Registry) -> Result<Shop, Error> {
+    pub fn new(seed: u64, products: usize, producer: Producer, registry: &dyn Subjects) -> Result<Shop, Error> {
         let mut shop = Shop {
             rng: StdRng::seed_from_u64(seed),
             changelog: Changelog::new(producer, registry)?,
@@ -185,6 +185,19 @@ impl Shop {
         description: Option<String>,
         price_cents: Option<i64>,
     ) -> Result<Option<Product>, Error> {
+        self.alter(id, name, description, price_cents)?;
+        self.changelog.flush()?;
+        Ok(self.get(id).cloned())
+    }
+
+    /// The same without waiting for the broker, for whoever writes as fast as it goes and [flushes](Self::flush) at the end.
+    pub fn alter(
+        &mut self,
+        id: i64,
+        name: Option<String>,
+        description: Option<String>,
+        price_cents: Option<i64>,
+    ) -> Result<(), Error> {
         if name.is_some() || description.is_some() {
             self.change(id, |p, _| {
                 p.name = name.unwrap_or_else(|| p.name.clone());
@@ -194,8 +207,7 @@ impl Shop {
         if let Some(cents) = price_cents {
             self.set_price(id, "EUR", cents)?;
         }
-        self.changelog.flush()?;
-        Ok(self.get(id).cloned())
+        Ok(())
     }
 
     /// Deletes a product with its prices and reviews. Says whether there was one.

@@ -60,13 +60,11 @@ impl Trading {
             let mut shop = self.lock();
             if steps == (self.per_second * COLUMN_AFTER_S) as u64 {
                 shop.add_column();
-                println!(
-                    "the table of products gains a column, eco_label: their events have another schema from now on"
-                );
+                say!("the table of products gains a column, eco_label: their events have another schema from now on");
             }
             if let Some(renamed) = shop.step()? {
                 let (table, id, products) = (renamed.table, renamed.id, renamed.products);
-                println!("the shop renamed {table} {id}, {}, to {}: {products} products", renamed.from, renamed.to);
+                say!("the shop renamed {table} {id}, {}, to {}: {products} products", renamed.from, renamed.to);
             }
             drop((shop, floor));
             steps += 1;

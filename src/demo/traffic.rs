@@ -27,7 +27,7 @@ impl Shop {
         match self.rng.random_range(0..2000) {
             0..1200 => self.change_price(id)?,
             1200..1280 => self.correct_price(id)?,
-            1280..1440 => self.change(id, |p, rng| p.stock = rng.random_range(0..200))?,
+            1280..1440 => self.restock(id)?,
             1440..1600 => self.rewrite(id)?,
             1600..1780 => self.review(id)?,
             1780..1820 => self.change_review(id)?,
@@ -69,6 +69,11 @@ impl Shop {
         let from = self.rng.random_range(0..self.next_product).max(LEFT_ALONE + 1);
         let found = self.products.range(from..).next().or_else(|| self.products.range(LEFT_ALONE + 1..).next());
         found.map(|(id, _)| *id)
+    }
+
+    /// A change that no text and no number of rows follows from.
+    pub fn restock(&mut self, id: i64) -> Result<(), Error> {
+        self.change(id, |p, rng| p.stock = rng.random_range(0..200))
     }
 
     fn rewrite(&mut self, id: i64) -> Result<(), Error> {

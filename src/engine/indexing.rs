@@ -25,6 +25,10 @@ const COMMIT_FIRST_KEYS: usize = 64;
 /// position it leads to was announced, and the index is compared with the view up to there.
 const DRAIN_MAX: Duration = Duration::from_secs(3);
 const IDLE: Duration = Duration::from_secs(5);
+/// How long what has failed is tried again, before the service ends with the reason: a start may find the index damaged, and mend it.
+const PATIENCE: Duration = Duration::from_secs(60);
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
 
 /// What the thread needs.
 pub(super) struct Indexing {
@@ -214,7 +218,8 @@ impl Following<'_> {
         if !self.of.indexer.is_searchable() {
             return Ok(true);
         }
-        self.runtime.block_on(self.of.indexer.announce(self.epoch, &self.position)).map_err(|e| e.to_string())?;
+        let (epoch, position, runtime) = (self.epoch, self.position.clone(), self.runtime);
+        self.patiently(|of| runtime.block_on(of.indexer.announce(epoch, &position)))?;
         let mut changes: Vec<ViewChange> =
             taken.changes.into_iter().map(|(key, row)| ViewChange { key, row }).collect();
         changes.sort_by(|a, b| a.key.cmp(&b.key));
@@ -291,14 +296,16 @@ impl Following<'_> {
         }
         self.of.status.set_building(Some(left));
         if left == 0 {
-            self.runtime.block_on(self.of.indexer.maintain_beside()).map_err(|e| e.to_string())?;
+            let runtime = self.runtime;
+            self.patiently(|of| runtime.block_on(of.indexer.maintain_beside()))?;
         }
         Ok(left == 0)
     }
 
     fn swap(&mut self) -> Result<(), String> {
         self.lacking = None;
-        self.runtime.block_on(self.of.indexer.swap(self.epoch, &self.position)).map_err(|e| e.to_string())?;
+        let (epoch, position, runtime) = (self.epoch, self.position.clone(), self.runtime);
+        self.patiently(|of| runtime.block_on(of.indexer.swap(epoch, &position)))?;
         if self.of.opening.is_some() {
             open(&mut self.of.opening, &self.of.indexer).map_err(|e| e.to_string())?;
             self.of.status.set_ready();
@@ -333,18 +340,17 @@ impl Following<'_> {
             counting.count_embed_batch(batch.tokens, batch.padded_tokens - batch.tokens, batch.max_tokens, batch.took);
             progress(batch);
         };
-        let indexer = &mut self.of.indexer;
-        let applied = match beside {
-            false => self.runtime.block_on(indexer.apply(changes, &mut heard)),
-            true => self.runtime.block_on(indexer.apply_beside(changes, &mut heard)),
-        };
-        let applied = applied.map_err(|e| e.to_string())?;
+        let runtime = self.runtime;
+        let applied = self.patiently(|of| match beside {
+            false => runtime.block_on(of.indexer.apply(changes, &mut heard)),
+            true => runtime.block_on(of.indexer.apply_beside(changes, &mut heard)),
+        })?;
         metrics.embeds_asked.inc_by(applied.asked);
         metrics.embeds_cached.inc_by(applied.cached);
         metrics.embeds_computed.inc_by(applied.computed);
         metrics.index_upserted_rows.inc_by(applied.upserted);
         metrics.index_deleted_rows.inc_by(applied.deleted);
-        metrics.index_rows.set(indexer.len() as i64);
+        metrics.index_rows.set(self.of.indexer.len() as i64);
         if applied.upserted + applied.deleted > 0 {
             metrics.index_commits.inc();
             metrics.index_commit_seconds.observe(thread::elapsed(started).as_secs_f64());
@@ -354,8 +360,43 @@ impl Following<'_> {
 
     /// Shows what is in the index; `whole` says that it is all that was taken.
     fn publish(&mut self, whole: bool) -> Result<(), String> {
-        let reached = whole.then_some((self.epoch, &self.position));
-        self.runtime.block_on(self.of.indexer.publish(reached)).map_err(|e| e.to_string())
+        let (epoch, position, runtime) = (self.epoch, self.position.clone(), self.runtime);
+        self.patiently(|of| runtime.block_on(of.indexer.publish(whole.then_some((epoch, &position)))))
+    }
+
+    /// Tries until it works, for a while. What was done of it is not known when it fails, so what lies there is looked at before the next try.
+    fn patiently<T>(&mut self, mut work: impl FnMut(&mut Indexing) -> Result<T, index::Error>) -> Result<T, String> {
+        let (mut failed, mut backoff) = (None, BACKOFF_MIN);
+        loop {
+            let looked = match failed {
+                None => Ok(()),
+                Some(_) => self.runtime.block_on(self.of.indexer.look_again()),
+            };
+            let error = match looked.and_then(|()| work(&mut self.of)) {
+                Ok(done) => {
+                    if failed.is_some() {
+                        tracing::info!("the index goes on");
+                        self.of.status.set_index_waiting(None);
+                    }
+                    return Ok(done);
+                }
+                Err(error) => error,
+            };
+            let begun = *failed.get_or_insert_with(|| {
+                tracing::warn!(%error, "the index waits");
+                thread::now()
+            });
+            if !error.is_passing() || thread::elapsed(begun) > PATIENCE || self.of.stop.load(Ordering::SeqCst) {
+                self.of.status.set_index_waiting(None);
+                return Err(error.to_string());
+            }
+            self.of.status.set_index_waiting(Some(error.to_string()));
+            let until = thread::now() + backoff;
+            while thread::now() < until && !self.of.stop.load(Ordering::SeqCst) {
+                thread::sleep(Duration::from_millis(10));
+            }
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
     }
 
     /// All that was taken can be searched.
@@ -367,8 +408,17 @@ impl Following<'_> {
     }
 
     fn maintain(&mut self, idle: bool) -> Result<(), String> {
-        let did = self.runtime.block_on(self.of.indexer.maintain(idle)).map_err(|e| e.to_string())?;
-        if did { self.publish(false) } else { Ok(()) }
+        match self.runtime.block_on(self.of.indexer.maintain(idle)) {
+            Ok(false) => Ok(()),
+            Ok(true) => self.publish(false),
+            // Searches and commits do without; the next time may be better.
+            Err(error) if error.is_passing() => {
+                tracing::warn!(%error, "the index's maintenance has to wait");
+                let runtime = self.runtime;
+                self.patiently(|of| runtime.block_on(of.indexer.look_again()))
+            }
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     /// Live once the index holds all that was read, or there is nothing to read.

@@ -44,7 +44,8 @@ async fn examine(folder: &Path) -> Result<Checked, Errors> {
     // Not once more by what is missing or wrong in dataflow.toml.
     let is_new = |p: &Problem| match p.key.split_once("].") {
         Some((source, "contract")) => !is_told(&format!("{source}].")),
-        _ => !p.key.starts_with("index.") || !is_told(&p.key),
+        // Without a readable dataflow.toml nobody knows what was asked for.
+        _ => !p.key.starts_with("index.") || !(is_told(&p.key) || is_told("dataflow.toml")),
     };
     problems.extend(planned.problems.into_iter().filter(is_new));
     match (Errors::of(folder, problems), planned.plan) {

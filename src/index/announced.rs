@@ -77,38 +77,46 @@ impl Announcement {
 
     pub async fn write(&mut self, announced: &Announced) -> Result<(), Error> {
         let text = serde_json::to_vec(announced).expect("an announcement is plain data");
-        let mode = match &self.seen {
-            _ if !self.is_shared => PutMode::Overwrite,
-            None => PutMode::Create,
-            Some(seen) => PutMode::Update(seen.clone()),
-        };
-        match self.store.put_opts(&self.at, text.clone().into(), mode.into()).await {
-            Ok(put) => self.seen = Some(put.into()),
-            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
-                // A put whose answer was lost is tried again, and then finds itself.
-                if self.bytes().await?.is_none_or(|found| found != text) {
-                    return Err(self.taken());
+        loop {
+            let mode = match &self.seen {
+                _ if !self.is_shared => PutMode::Overwrite,
+                None => PutMode::Create,
+                Some(seen) => PutMode::Update(seen.clone()),
+            };
+            match self.store.put_opts(&self.at, text.clone().into(), mode.into()).await {
+                Ok(put) => {
+                    self.seen = Some(put.into());
+                    return Ok(());
                 }
+                // A put that has failed, or whose answer was lost, may have been done all the same.
+                Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+                    if self.ours(announced.writer).await? == *announced {
+                        return Ok(());
+                    }
+                }
+                Err(e) => return Err(self.failed(&e)),
             }
-            Err(e) => return Err(self.failed(&e)),
         }
-        Ok(())
     }
 
-    /// Looks whether what was put last is still what is announced.
-    pub async fn check(&mut self) -> Result<(), Error> {
+    /// Looks whether this writer is still the one that has announced last.
+    pub async fn check(&mut self, writer: u64) -> Result<(), Error> {
         if !self.is_shared {
             return Ok(());
         }
         let found = self.store.head(&self.at).await.map_err(|e| self.failed(&e))?;
-        match self.seen.as_ref().is_some_and(|seen| seen.e_tag == found.e_tag) {
-            true => Ok(()),
-            false => Err(self.taken()),
+        if self.seen.as_ref().is_none_or(|seen| seen.e_tag != found.e_tag) {
+            self.ours(writer).await?;
         }
+        Ok(())
     }
 
-    fn taken(&self) -> Error {
-        Error::Taken { uri: self.uri.clone(), name: self.name.clone() }
+    /// What is announced, which another writer than this one must not have done.
+    async fn ours(&mut self, writer: u64) -> Result<Announced, Error> {
+        match self.read().await? {
+            Some(Ok(found)) if found.writer == writer => Ok(found),
+            _ => Err(Error::Taken { uri: self.uri.clone(), name: self.name.clone() }),
+        }
     }
 
     fn failed(&self, e: &object_store::Error) -> Error {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use arrow::array::{RecordBatch, RecordBatchIterator};
 use arrow::datatypes::SchemaRef;
+use datafusion::logical_expr::Expr;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
@@ -32,7 +33,7 @@ pub trait Table: Send + Sync {
     fn scan<'a>(
         &'a self,
         columns: &'a [&'a str],
-        condition: Option<String>,
+        condition: Option<Expr>,
         limit: Option<usize>,
     ) -> BoxFuture<'a, Result<BoxStream<'static, Result<RecordBatch>>>>;
 
@@ -44,6 +45,9 @@ pub trait Table: Send + Sync {
 
     /// The table as it is now, whatever is written to it.
     fn pinned(&self) -> BoxFuture<'_, Result<Arc<dyn Table>>>;
+
+    /// Finds what was written in another way than by this handle.
+    fn look_again(&self) -> BoxFuture<'_, Result<()>>;
 
     /// LanceDB's, for what is nearest, and for maintenance.
     fn lance(&self) -> Option<&lancedb::Table>;
@@ -81,12 +85,12 @@ impl Table for lancedb::Table {
     fn scan<'a>(
         &'a self,
         columns: &'a [&'a str],
-        condition: Option<String>,
+        condition: Option<Expr>,
         limit: Option<usize>,
     ) -> BoxFuture<'a, Result<BoxStream<'static, Result<RecordBatch>>>> {
         let mut query = self.query().select(Select::columns(columns));
         if let Some(condition) = condition {
-            query = query.only_if(condition);
+            query = query.only_if_expr(condition);
         }
         if let Some(limit) = limit {
             query = query.limit(limit);
@@ -108,6 +112,10 @@ impl Table for lancedb::Table {
 
     fn pinned(&self) -> BoxFuture<'_, Result<Arc<dyn Table>>> {
         async move { Ok(Arc::new(self.checkout_current().await?) as Arc<dyn Table>) }.boxed()
+    }
+
+    fn look_again(&self) -> BoxFuture<'_, Result<()>> {
+        self.checkout_latest().boxed()
     }
 
     fn lance(&self) -> Option<&lancedb::Table> {

@@ -163,12 +163,13 @@ impl Indexer {
 
     /// Puts the table in the making, which holds the view as it is at this position, in the place of the index.
     pub async fn swap(&mut self, epoch: Epoch, position: &Position) -> Result<(), Error> {
-        let next = self.next.take().expect("a table is being made");
+        let next = self.next.as_ref().expect("a table is being made");
+        let snapshot = Snapshot::of(&next.table, epoch, Arc::new(position.clone())).await?;
         let old = self.place.announced().map(|a| a.table.clone());
         self.place.reach(&next.table, epoch, position).await?;
+        let next = self.next.take().expect("a table is being made");
         let (table, rows) = (&next.table.name, next.held.len());
         tracing::info!(table, rows, "the index is whole; it takes the place of the one before");
-        let snapshot = Snapshot::of(&next.table, epoch, Arc::new(position.clone())).await?;
         let mut searched = Weak::new();
         self.current = Some(match self.current.take() {
             Some((before, shown)) => {
@@ -180,6 +181,15 @@ impl Indexer {
         });
         self.retired.extend(old.map(|old| (old, searched)));
         self.remove_retired().await;
+        Ok(())
+    }
+
+    /// Looks at what lies there, after something has failed of which nobody knows how much was done.
+    pub async fn look_again(&mut self) -> Result<(), Error> {
+        self.place.check().await?;
+        for kept in self.current.iter_mut().map(|(kept, _)| kept).chain(&mut self.next) {
+            kept.held = kept.table.look_again().await?;
+        }
         Ok(())
     }
 

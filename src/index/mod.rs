@@ -54,3 +54,10 @@ pub enum Error {
     #[error(transparent)]
     Embed(#[from] crate::embed::Error),
 }
+
+impl Error {
+    /// Whether it may help to look at the index again and to try again: storage that is away, or full.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Error::Storage { .. } | Error::Store(crate::embed::StoreError::Io { .. }))
+    }
+}

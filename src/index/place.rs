@@ -110,7 +110,15 @@ impl Place {
             Some(Ok(announced)) if !tables.iter().any(|(_, name)| *name == announced.table) => {
                 Ok(Err(format!("its table {} is gone", announced.table)))
             }
-            Some(Ok(announced)) => Ok(self.look_at(&announced).await),
+            Some(Ok(announced)) => {
+                let mut found = self.look_at(&announced).await;
+                if found.is_err() {
+                    // An object store that has failed in the midst is away: it is no table that is damaged.
+                    self.check().await?;
+                    found = self.look_at(&announced).await;
+                }
+                Ok(found)
+            }
         }
     }
 
@@ -242,7 +250,7 @@ impl Place {
 
     /// Whether no other process has announced anything since.
     pub(super) async fn check(&mut self) -> Result<(), Error> {
-        self.announcement.check().await
+        self.announcement.check(self.writer).await
     }
 
     /// Removes one of this dataflow's tables. One that cannot be removed is in nobody's way, and the next start tries again.
@@ -258,7 +266,9 @@ impl Place {
 
 pub(super) async fn connect(config: &config::Index) -> lancedb::Result<lancedb::Connection> {
     let options = config.options.iter().map(|(key, value)| (key.clone(), value.clone()));
-    lancedb::connect(&config.uri).storage_options(options).execute().await
+    // As often as our own client; Lance's would give up within a second.
+    let patient = ("client_max_retries".into(), "10".into());
+    lancedb::connect(&config.uri).storage_options(options.chain([patient])).execute().await
 }
 
 /// The lock of this dataflow's index.

@@ -7,9 +7,11 @@ use std::sync::{Arc, RwLock};
 
 use arrow::array::{Array, Float32Array, RecordBatch};
 use arrow::datatypes::{DataType, SchemaRef};
-use datafusion::common::DFSchema;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::logical_expr::{Expr, ExprSchemable, Operator};
+use datafusion::common::{Column, DFSchema, DFSchemaRef};
+use datafusion::logical_expr::simplify::SimplifyContext;
+use datafusion::logical_expr::{Expr, ExprSchemable, Operator, lit};
+use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::prelude::SessionContext;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
@@ -22,7 +24,6 @@ use lancedb::query::{ExecutableQuery, QueryBase, Select};
 use super::database::not_lance;
 use super::design::VECTOR;
 use super::json::{keys, rows};
-use super::writer::quoted;
 use super::{Design, Error, IndexTable, Table};
 use crate::dataflow::message;
 use crate::serve::{Hit, Hits, Item, Search, SearchError, Searcher, Shape};
@@ -87,7 +88,7 @@ pub struct IndexSearcher {
     shape: Shape,
     schema: SchemaRef,
     key: String,
-    filters: (SessionContext, DFSchema),
+    filters: (SessionContext, DFSchemaRef),
 }
 
 impl IndexSearcher {
@@ -100,7 +101,7 @@ impl IndexSearcher {
             shape: Shape { dimension: design.dimension, columns },
             key: design.key().name().clone(),
             schema,
-            filters: (SessionContext::new(), filters),
+            filters: (SessionContext::new(), Arc::new(filters)),
         })
     }
 
@@ -114,61 +115,61 @@ impl IndexSearcher {
         self.shown.read().expect("no holder of this lock panics").clone()
     }
 
-    fn check_filter(&self, filter: &str) -> Result<(), SearchError> {
+    /// A filter, checked, as the table's scan takes it.
+    fn planned(&self, filter: &str) -> Result<Expr, SearchError> {
         bounded(filter)?;
         let (context, schema) = &self.filters;
         let bad = |e: datafusion::error::DataFusionError| SearchError::BadFilter(message(&e));
         let expr = context.parse_sql_expr(filter, schema).map_err(bad)?;
-        let asks = |e: &Expr| matches!(e, Expr::Exists(_) | Expr::InSubquery(_) | Expr::ScalarSubquery(_));
-        if expr.exists(|e| Ok(asks(e))).map_err(bad)? {
-            return Err(SearchError::BadFilter("a filter is about one row: it can have no SELECT".into()));
-        }
-        let grows = |e: &Expr| match e {
-            Expr::ScalarFunction(call) => !FILTER_FUNCTIONS.contains(&call.name()),
-            Expr::BinaryExpr(binary) => binary.op == Operator::StringConcat,
-            _ => false,
-        };
         let mut refused = None;
         expr.apply(|e| {
-            if grows(e) {
-                refused = Some(match e {
-                    Expr::ScalarFunction(call) => format!("{}()", call.name()),
-                    _ => "||".into(),
-                });
-            }
-            Ok(TreeNodeRecursion::Continue)
+            refused = refused.take().or_else(|| refusal(e));
+            Ok(if refused.is_some() { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
         })
         .map_err(bad)?;
-        if let Some(name) = refused {
-            let known = FILTER_FUNCTIONS.join(", ");
-            return Err(SearchError::BadFilter(format!("a filter can have no {name}; its functions are {known}")));
+        if let Some(reason) = refused {
+            return Err(SearchError::BadFilter(reason));
         }
         match expr.get_type(schema).map_err(bad)? {
-            DataType::Boolean => Ok(()),
-            other => Err(SearchError::BadFilter(format!("the filter is a {other}, not a condition"))),
+            DataType::Boolean => {}
+            other => return Err(SearchError::BadFilter(format!("the filter is a {other}, not a condition"))),
         }
+        self.fitted(expr).map_err(bad)
     }
 
-    fn condition(&self, key: &str) -> Result<String, SearchError> {
-        let field = self.schema.field_with_name(&self.key).map_err(|e| SearchError::Internal(e.to_string()))?;
-        let literal = match field.data_type() {
-            DataType::Utf8 => quoted(key),
-            _ => key
+    /// That a row has this key.
+    fn condition(&self, key: &str) -> Result<Expr, SearchError> {
+        let field = self.schema.field_with_name(&self.key).map_err(internal)?;
+        let value = match field.data_type() {
+            DataType::Utf8 => lit(key),
+            _ => lit(key
                 .parse::<i64>()
-                .map_err(|_| SearchError::BadKey(format!("{key:?} is not a whole number, which the key is")))?
-                .to_string(),
+                .map_err(|_| SearchError::BadKey(format!("{key:?} is not a whole number, which the key is")))?),
         };
-        Ok(format!("`{}` = {literal}", self.key))
+        self.fitted(Expr::Column(Column::from_name(&self.key)).eq(value)).map_err(internal)
     }
 
-    /// The nearest rows that pass a filter. What is wrong with one may show only when it meets rows (a division by zero) or the table's own
-    /// planner: it is the filter's fault if the same search goes well without it.
-    async fn filtered(&self, snapshot: &Snapshot, search: Search) -> Result<Vec<Hit>, SearchError> {
-        let Search { vector, k, filter, columns } = search;
-        let found = self.nearest(snapshot, &vector, k, filter.clone(), columns).await;
-        match (found, filter) {
-            (Err(SearchError::Internal(reason)), Some(_)) => {
-                self.nearest(snapshot, &vector, 1, None, None).await?;
+    /// The same expression with its types made to fit each other, and what is constant computed: the table's scan does neither.
+    fn fitted(&self, expr: Expr) -> datafusion::error::Result<Expr> {
+        let schema = &self.filters.1;
+        let simplifier = ExprSimplifier::new(SimplifyContext::builder().with_schema(schema.clone()).build());
+        simplifier.simplify(simplifier.coerce(expr, schema)?)
+    }
+
+    /// The nearest rows that pass a filter. What is wrong with one may show only when it meets rows (a division by zero): it is the filter's
+    /// fault if the same search goes well without it.
+    async fn filtered(
+        &self,
+        snapshot: &Snapshot,
+        vector: &[f32],
+        k: usize,
+        filter: Option<Expr>,
+        columns: Option<Vec<String>>,
+    ) -> Result<Vec<Hit>, SearchError> {
+        let has_filter = filter.is_some();
+        match (self.nearest(snapshot, vector, k, filter, columns).await, has_filter) {
+            (Err(SearchError::Internal(reason)), true) => {
+                self.nearest(snapshot, vector, 1, None, None).await?;
                 Err(SearchError::BadFilter(without_place(&reason)))
             }
             (found, _) => found,
@@ -180,7 +181,7 @@ impl IndexSearcher {
         snapshot: &Snapshot,
         vector: &[f32],
         k: usize,
-        filter: Option<String>,
+        filter: Option<Expr>,
         columns: Option<Vec<String>>,
     ) -> Result<Vec<Hit>, SearchError> {
         let mut wanted = columns.clone().unwrap_or_else(|| self.shape.columns.clone());
@@ -194,7 +195,7 @@ impl IndexSearcher {
             query.column(VECTOR).distance_type(DistanceType::Cosine).limit(k).select(Select::columns(&wanted));
         query = query.nprobes(PROBES).map_err(internal)?;
         if let Some(filter) = filter {
-            query = query.only_if(filter);
+            query = query.only_if_expr(filter);
         }
         let batches: Vec<RecordBatch> =
             query.execute().await.map_err(internal)?.try_collect().await.map_err(internal)?;
@@ -218,11 +219,10 @@ impl Searcher for IndexSearcher {
 
     fn search(&self, search: Search) -> BoxFuture<'_, Result<Hits, SearchError>> {
         Box::pin(async move {
-            if let Some(filter) = &search.filter {
-                self.check_filter(filter)?;
-            }
+            let Search { vector, k, filter, columns } = search;
+            let filter = filter.map(|filter| self.planned(&filter)).transpose()?;
             let snapshot = self.now();
-            let hits = self.filtered(&snapshot, search).await?;
+            let hits = self.filtered(&snapshot, &vector, k, filter, columns).await?;
             Ok(Hits { hits, epoch: snapshot.epoch, position: snapshot.position.clone() })
         })
     }
@@ -261,9 +261,32 @@ impl Searcher for IndexSearcher {
                 .as_any()
                 .downcast_ref::<Float32Array>()
                 .ok_or_else(|| SearchError::Internal("the vector is of another type".into()))?;
-            let hits = self.nearest(&snapshot, numbers.values(), k, Some(format!("NOT ({condition})")), None).await?;
+            let hits = self.nearest(&snapshot, numbers.values(), k, Some(!condition), None).await?;
             Ok(Hits { hits, epoch: snapshot.epoch, position: snapshot.position.clone() })
         })
+    }
+}
+
+/// Why a filter can have no such part, if it cannot.
+fn refusal(expr: &Expr) -> Option<String> {
+    let no =
+        |what: String| Some(format!("a filter can have no {what}; its functions are {}", FILTER_FUNCTIONS.join(", ")));
+    match expr {
+        Expr::Exists(_) | Expr::InSubquery(_) | Expr::ScalarSubquery(_) | Expr::SetComparison(_) => {
+            Some("a filter is about one row: it can have no SELECT".into())
+        }
+        Expr::AggregateFunction(call) => {
+            Some(format!("a filter is about one row: it can have no {}()", call.func.name()))
+        }
+        Expr::WindowFunction(call) => Some(format!("a filter is about one row: it can have no {}()", call.fun.name())),
+        Expr::GroupingSet(_) | Expr::Unnest(_) => Some("a filter is about one row: it can have no groups".into()),
+        Expr::Placeholder(held) => Some(format!("a filter has no parameters: {} stands for nothing", held.id)),
+        Expr::ScalarVariable(_, names) => {
+            Some(format!("a filter has no variables: {} stands for nothing", names.join(".")))
+        }
+        Expr::ScalarFunction(call) if !FILTER_FUNCTIONS.contains(&call.name()) => no(format!("{}()", call.name())),
+        Expr::BinaryExpr(binary) if binary.op == Operator::StringConcat => no("||".into()),
+        _ => None,
     }
 }
 

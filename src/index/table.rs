@@ -75,6 +75,17 @@ impl IndexTable {
         Ok((held, rows))
     }
 
+    /// What it holds by now, after something has failed of which nobody knows how much was done. Who calls has made sure that nobody else writes.
+    pub(super) async fn look_again(&mut self) -> Result<Held, Error> {
+        self.table.look_again().await.map_err(|e| self.storage(e))?;
+        self.version = self.table.version().await.map_err(|e| self.storage(e))?;
+        let (held, rows) = self.held().await?;
+        match held.len() == rows {
+            true => Ok(held),
+            false => Err(self.storage(format!("the table {} has a key twice", self.name))),
+        }
+    }
+
     /// The text hash and the vector of every row.
     pub(super) async fn vectors(
         &self,

@@ -87,6 +87,11 @@ async fn a_filter_is_bounded_and_its_mistakes_are_its_own() {
         (format!("id{} = 199", " + 1".repeat(198)), 1),
         ("text like '%tent%' and price is not null".into(), 1),
         ("length(lower(text)) > 3 and abs(price) in (10, 20)".into(), 2),
+        ("ceil(price / 3.0) = 4 and floor(price) = 10 and substr(text, 1, 3) = 'two'".into(), 1),
+        ("price < 10.5 and price < 1e3 and trim(text) <> 'x'".into(), 1),
+        ("case when price > 15 then id = 2 else id = 1 end".into(), 2),
+        ("id > -9223372036854775808 and id between '1' and 1".into(), 1),
+        ("price in (20, null) or text is null".into(), 1),
     ] {
         assert_eq!(search(&filter).await.map(|hits| hits.hits.len()).map_err(|e| e.to_string()), Ok(rows), "{filter}");
     }
@@ -105,6 +110,10 @@ async fn a_filter_is_bounded_and_its_mistakes_are_its_own() {
         ("id in (select 1)".into(), "SELECT"),
         ("id = (select 1)".into(), "SELECT"),
         ("price".into(), "not a condition"),
+        ("$1 = id".into(), "no parameters: $1"),
+        ("id = $x".into(), "no parameters: $x"),
+        ("count(*) > 1".into(), "no count()"),
+        ("row_number() over () = 1".into(), "no row_number()"),
         ("colour = 1".into(), "colour"),
         ("id = 'x".into(), "nterminated"),
     ] {

@@ -39,6 +39,8 @@ pub struct Applied {
 pub(super) struct Writer {
     design: Arc<Design>,
     store: EmbeddingStore,
+    /// Vectors that were computed and that the store has not taken yet.
+    computed: Vec<(TextHash, Vec<f32>)>,
     embedder: Arc<dyn TextEmbedder>,
     rows: RowConverter,
     keys: RowConverter,
@@ -50,7 +52,7 @@ impl Writer {
         let rows = RowConverter::new(fields).map_err(|e| design.storage(e))?;
         let keys = RowConverter::new(vec![SortField::new(design.key().data_type().clone())]);
         let keys = keys.map_err(|e| design.storage(e))?;
-        Ok(Writer { design, store, embedder, rows, keys })
+        Ok(Writer { design, store, computed: Vec::new(), embedder, rows, keys })
     }
 
     /// Puts into the embedding store what a table has and the store has lost.
@@ -145,6 +147,7 @@ impl Writer {
             .as_any()
             .downcast_ref::<StringArray>()
             .ok_or_else(|| self.design.storage("the text column is of another type"))?;
+        applied.computed += self.keep()?;
         let mut hashes = Vec::with_capacity(upserts.len());
         let (mut new, mut seen) = (Vec::new(), HashSet::new());
         for (n, (key, _, _)) in upserts.iter().enumerate() {
@@ -164,12 +167,17 @@ impl Writer {
         if !new.is_empty() {
             let texts: Vec<&str> = new.iter().map(|(_, text)| *text).collect();
             let vectors = self.embedder.embed(&texts, progress)?;
-            let records: Vec<(TextHash, &[f32])> =
-                new.iter().map(|(hash, _)| *hash).zip(vectors.iter().map(Vec::as_slice)).collect();
-            self.store.put(&records)?;
-            applied.computed += new.len() as u64;
+            self.computed = new.iter().map(|(hash, _)| *hash).zip(vectors).collect();
+            applied.computed += self.keep()?;
         }
         Ok(hashes)
+    }
+
+    /// Puts what was computed into the store, where it has not taken it yet; says how many that were.
+    fn keep(&mut self) -> Result<u64, Error> {
+        let records: Vec<(TextHash, &[f32])> = self.computed.iter().map(|(hash, v)| (*hash, v.as_slice())).collect();
+        self.store.put(&records)?;
+        Ok(std::mem::take(&mut self.computed).len() as u64)
     }
 
     fn batch(

@@ -45,7 +45,7 @@ pub fn routes(
         .and(warp::path::full())
         .and(query)
         .and(warp::header::headers_cloned())
-        .and(warp::addr::remote())
+        .and(warp::ext::optional())
         .and(warp::body::stream())
         .then(move |method, path: FullPath, query: String, headers, from: Option<SocketAddr>, body| {
             let state = state.clone();

@@ -1,21 +1,36 @@
 //! The server binds the API to a socket and takes it down again.
 //!
-//! The invariant: once [`Server::stop`] has answered, nothing is accepted any more, and what was accepted before has been answered or its
-//! time was up. It never decides what is answered.
+//! The invariant: at most `serve.connections_max` connections are open at one time, and none that sends no request stays; further ones wait to be
+//! accepted. Once [`Server::stop`] has answered, nothing is accepted any more, and what was accepted before has been answered or its time was up.
+//! It never decides what is answered.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
 use super::{ServeState, routes};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 1024;
+/// How long the head of a request may take to arrive, from when it could have begun.
+const REQUEST_MAX: Duration = Duration::from_secs(30);
+/// How long a part of an answer may lie unread by the client.
+const UNREAD_MAX: Duration = Duration::from_secs(30);
+/// Pause after a connection that could not be accepted.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -39,11 +54,7 @@ impl Server {
         let listener = listen(address).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let (stop, stopped) = oneshot::channel::<()>();
-        let serving = warp::serve(routes(state)).incoming(listener).graceful(async move {
-            // A sender that was dropped stops the server just as well.
-            let _ = stopped.await;
-        });
-        let task = tokio::spawn(serving.run());
+        let task = tokio::spawn(serve(state, listener, stopped));
         tracing::info!(%address, "the API listens");
         Ok(Server { address, stop: Some(stop), task: Some(task) })
     }
@@ -66,6 +77,53 @@ impl Server {
             }
         }
     }
+}
+
+/// Accepts until it is told to stop, or nobody is left who could, and then waits for the answers under way. warp's own server has no bounds.
+async fn serve(state: Arc<ServeState>, listener: TcpListener, mut stopped: oneshot::Receiver<()>) {
+    let places = Arc::new(Semaphore::new(state.config().connections_max));
+    let service = TowerToHyperService::new(warp::service(routes(state)));
+    let graceful = GracefulShutdown::new();
+    let mut http = auto::Builder::new(TokioExecutor::new()).http1_only();
+    http.http1().timer(TokioTimer::new()).header_read_timeout(REQUEST_MAX);
+    loop {
+        let accepting = async {
+            let place = places.clone().acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
+            _ = &mut stopped => break,
+            accepted = accepting => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(e) => {
+                // Of the connection that was to be, or the process is at its limit of open files: that passes.
+                tracing::warn!(reason = %e, "a connection cannot be accepted");
+                tokio::time::sleep(ACCEPT_AGAIN).await;
+                continue;
+            }
+        };
+        if let Err(e) = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD_MAX)) {
+            tracing::debug!(reason = %e, "a connection has no bound on how long its answer may lie unread");
+        }
+        let service = service.clone();
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer);
+            service.call(request)
+        });
+        let connection = http.serve_connection(TokioIo::new(stream), service);
+        let connection = graceful.watch(connection.into_owned());
+        tokio::spawn(async move {
+            // Whoever goes away in the middle of a request is nobody's mistake here.
+            if let Err(e) = connection.await {
+                tracing::debug!(reason = %e, "a connection has ended early");
+            }
+            drop(place);
+        });
+    }
+    drop(listener);
+    graceful.shutdown().await;
 }
 
 /// Small answers leave at once: Linux hands the listener's TCP_NODELAY on to what it accepts, and warp sets no option of its own.

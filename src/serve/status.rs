@@ -75,6 +75,8 @@ struct Now {
     raw_waiting: Option<String>,
     /// Why nothing can be put into quarantine.
     quarantine_waiting: Option<String>,
+    /// Why the index cannot be written.
+    index_waiting: Option<String>,
     /// The dataflow's operators, each with its updates in a second since it was told of before.
     operators: Vec<(OperatorStatus, f64)>,
     operators_told: Instant,
@@ -100,7 +102,7 @@ enum Building {
 impl Now {
     /// The state as it is shown. Whoever waits is still where it was before, and goes on from there; a failure is not waited for.
     fn shown(&self) -> (State, &str) {
-        match self.waiting.as_ref().or(self.quarantine_waiting.as_ref()) {
+        match self.waiting.as_ref().or(self.quarantine_waiting.as_ref()).or(self.index_waiting.as_ref()) {
             Some(why) if self.state != State::Failed => (State::Waiting, why),
             _ => (self.state, &self.why),
         }
@@ -130,6 +132,7 @@ impl Status {
             landed: None,
             raw_waiting: None,
             quarantine_waiting: None,
+            index_waiting: None,
             operators: Vec::new(),
             operators_told: started,
             tests: Vec::new(),
@@ -245,6 +248,11 @@ impl Status {
     /// Why nothing can be put into quarantine, or that it can be again. The index does not go on past a message that was rejected meanwhile.
     pub fn set_quarantine_waiting(&self, why: Option<String>) {
         self.change(|now| now.quarantine_waiting = why);
+    }
+
+    /// Why the index cannot be written, or that it can be again.
+    pub fn set_index_waiting(&self, why: Option<String>) {
+        self.change(|now| now.index_waiting = why);
     }
 
     /// What the dataflow's operators hold and have done, inputs first.
@@ -497,7 +505,10 @@ mod tests {
         status.set_quarantine_waiting(Some("the bucket is away".into()));
         status.set_waiting(None);
         assert_eq!(status.state_and_why(), (State::Waiting, "the bucket is away".into()), "each ends its own waiting");
+        status.set_index_waiting(Some("the disk has no room".into()));
         status.set_quarantine_waiting(None);
+        assert_eq!(status.state_and_why(), (State::Waiting, "the disk has no room".into()));
+        status.set_index_waiting(None);
         assert_eq!(status.state(), State::CatchingUp);
         status.set_waiting(Some("the broker is away".into()));
         status.set_state(State::Failed, "the disk is full");

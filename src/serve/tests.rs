@@ -118,6 +118,7 @@ impl Api {
             body_max_bytes: 2048,
             k_max: 5,
             timeout_ms: 60_000,
+            connections_max: 64,
             concurrency_max: 8,
         };
         change(&mut config);
@@ -328,6 +329,25 @@ async fn a_query_that_is_still_embedded_has_its_place_after_its_time_was_up() {
         tokio::task::yield_now().await;
     }
     assert!(api.search(json!({"query": "a"})).await.status().is_success());
+}
+
+#[tokio::test]
+async fn connections_are_bounded_and_further_ones_wait() {
+    let api = Api::open(|c| c.connections_max = 2).await;
+    let connect = async || tokio::net::TcpStream::connect(api.server.address()).await.unwrap();
+    let ask = async |socket: &mut tokio::net::TcpStream| {
+        socket.write_all(b"GET /healthz HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
+        let mut answer = [0; 12];
+        socket.read_exact(&mut answer).await.map(|_| String::from_utf8_lossy(&answer).into_owned())
+    };
+    let (mut first, mut second) = (connect().await, connect().await);
+    assert_eq!(ask(&mut first).await.unwrap(), "HTTP/1.1 200");
+    assert_eq!(ask(&mut second).await.unwrap(), "HTTP/1.1 200");
+    let mut third = connect().await;
+    let mut waiting = Box::pin(ask(&mut third));
+    assert!(tokio::time::timeout(Duration::from_millis(300), &mut waiting).await.is_err(), "it is not its turn");
+    drop(first);
+    assert_eq!(waiting.await.unwrap(), "HTTP/1.1 200");
 }
 
 #[tokio::test]

@@ -252,6 +252,8 @@ impl Schedule {
         let engine = match self.runtime.block_on(start) {
             Ok(engine) => engine,
             Err(_) if lock(&self.world).is_dead() => return Ok(false),
+            // It waits for storage once it has begun.
+            Err(e) if life.troubles > 0.0 && e.to_string().contains("faulty") => return Ok(false),
             Err(e) => return Err(e.to_string()),
         };
         let ended = self.watch(life, &status, &searcher);

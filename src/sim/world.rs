@@ -55,10 +55,14 @@ pub enum Moment {
 /// How long a write takes, at most.
 pub const LATENCY_MAX: Duration = Duration::from_millis(20);
 
-/// The process is dead: what it was about to do has not happened, or has and it will never know.
+/// Why what a process was about to do has not happened, or has and it does not know.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("the process is dead")]
-pub struct Dead;
+pub enum Fault {
+    #[error("the process is dead")]
+    Dead,
+    #[error("the storage is faulty")]
+    Passing,
+}
 
 pub struct World {
     pub rng: StdRng,
@@ -171,8 +175,7 @@ impl World {
         if self.dead {
             return Fate::Fails;
         }
-        // What the announcement's store does not do at once ends the service, which is no other thing than a crash there.
-        if seam == Seam::Announcement || !self.rng.random_bool(self.troubles) {
+        if !self.rng.random_bool(self.troubles) {
             self.note(format!("    {seam:?}"));
             return Fate::Works;
         }
@@ -182,14 +185,14 @@ impl World {
     }
 
     /// Texts go through the model. What is stored already is not embedded again.
-    pub fn embed(&mut self, texts: &[&str], store_bytes: u64) -> Result<(), Dead> {
+    pub fn embed(&mut self, texts: &[&str], store_bytes: u64) -> Result<(), Fault> {
         for text in texts {
             self.watch.embedded(text);
         }
         self.counts.texts_embedded += texts.len() as u64;
         let dies = self.burns();
         if self.dead {
-            return Err(Dead);
+            return Err(Fault::Dead);
         }
         if dies && self.rng.random() {
             return Err(self.die(Seam::Embedded, Moment::After));
@@ -228,7 +231,7 @@ impl World {
         }
     }
 
-    fn die(&mut self, seam: Seam, moment: Moment) -> Dead {
+    fn die(&mut self, seam: Seam, moment: Moment) -> Fault {
         let (seam, moment) = match self.torn {
             Some(_) => (Seam::EmbeddingWrite, Moment::Before),
             None => (seam, moment),
@@ -237,7 +240,7 @@ impl World {
         self.storing.clear();
         *self.counts.crashes.entry((seam, moment)).or_default() += 1;
         self.note(format!("    dies: {moment:?} {seam:?}"));
-        Dead
+        Fault::Dead
     }
 }
 
@@ -255,16 +258,17 @@ fn seam(write: Write<'_>) -> Seam {
     if path.contains("/_delta_log/") { seams.1 } else { seams.0 }
 }
 
-/// A seam that the process is crossing, where nothing fails but by its death.
+/// A seam of the index's database that the process is crossing.
 pub struct Crossing<'w> {
     world: &'w Shared,
     seam: Seam,
     dies: bool,
+    fails: bool,
 }
 
 impl<'w> Crossing<'w> {
     /// The process is about to do what is done at a seam.
-    pub fn begin(world: &'w Shared, seam: Seam) -> Result<Crossing<'w>, Dead> {
+    pub fn begin(world: &'w Shared, seam: Seam) -> Result<Crossing<'w>, Fault> {
         thread::pause(LATENCY_MAX);
         let mut now = lock(world);
         let dies = now.burns();
@@ -272,16 +276,26 @@ impl<'w> Crossing<'w> {
             return Err(now.die(seam, Moment::Before));
         }
         if now.dead {
-            return Err(Dead);
+            return Err(Fault::Dead);
         }
-        now.note(format!("    {seam:?}"));
-        Ok(Crossing { world, seam, dies })
+        let troubles = now.troubles;
+        let fails = now.rng.random_bool(troubles);
+        now.counts.failures += u64::from(fails);
+        if fails && now.rng.random() {
+            now.note(format!("    {seam:?}: fails"));
+            return Err(Fault::Passing);
+        }
+        now.note(format!("    {seam:?}{}", if fails { ": lies" } else { "" }));
+        Ok(Crossing { world, seam, dies, fails })
     }
 
     /// It has done it.
-    pub fn end(self) -> Result<(), Dead> {
+    pub fn end(self) -> Result<(), Fault> {
         if self.dies {
             return Err(lock(self.world).die(self.seam, Moment::After));
+        }
+        if self.fails {
+            return Err(Fault::Passing);
         }
         // Others see it before who has done it goes on.
         thread::pause(LATENCY_MAX);

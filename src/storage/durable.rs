@@ -31,7 +31,9 @@ impl Durable {
         let (name, shown) = (at.clone(), at.to_string());
         let failed = move |e: io::Error| match e.kind() {
             io::ErrorKind::AlreadyExists => Error::AlreadyExists { path: shown.clone(), source: e.into() },
-            io::ErrorKind::PermissionDenied => Error::PermissionDenied { path: shown.clone(), source: e.into() },
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                Error::PermissionDenied { path: shown.clone(), source: e.into() }
+            }
             _ => Error::Generic { store: "folder", source: format!("{shown}: {e}").into() },
         };
         match mode {

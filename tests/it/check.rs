@@ -183,6 +183,18 @@ fn names_are_looked_at_also_where_a_mistake_keeps_the_sql_from_being_planned() {
     let view = ("models/v.sql", "select id, name, cost as twice from {{ ref('a') }}");
     let expect = [&expect[0], &expect[1], "models/a.sql:2: No field named cost", &expect[2]];
     is_said(&folder(wrong, &[stage, view, yaml]), &expect);
+    // So is what calls what is not there, in models that stand on others that are wrong.
+    let view = ("models/v.sql", "select id, roundd(name) as name,\n cast(cost as strnig) as twice from {{ ref('b') }}");
+    let between = ("models/b.sql", "select id, name, price,\n lowerr(name) as cost from {{ ref('a') }}");
+    let first =
+        folder(INDEX, &[("models/a.sql", "select id, nam as name, price from {{ source('s', 't') }}"), between, view]);
+    let expect = [
+        "models/a.sql:1: No field named nam",
+        "models/b.sql:2: Invalid function 'lowerr'",
+        "models/v.sql:1: Invalid function 'roundd'",
+        "models/v.sql:2: Unsupported SQL type strnig",
+    ];
+    is_said(&first, &expect);
     // A wrong key of a source leaves its columns as they are.
     let keyed = folder(wrong, &[VIEW]);
     let toml = std::fs::read_to_string(keyed.path().join("dataflow.toml")).unwrap();

@@ -3,11 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::process::Command;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use freshet::decode::{FixedSchemas, RowType};
-use freshet::raw::{Hydration, RawTable};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
@@ -113,7 +110,7 @@ async fn a_kill_at_any_moment_costs_nothing() {
     assert_eq!(held, noise, "each message that is none is in quarantine once");
     assert!(!noise.is_empty());
 
-    assert_eq!(offsets(&items).await, end.iter().map(|(p, next)| (*p, (0..*next).collect())).collect());
+    assert_eq!(items.landed().await, end.iter().map(|(p, next)| (*p, (0..*next).collect())).collect());
 
     // A record is 16 bytes of hash, 384 numbers and a checksum; texts that came twice would have two.
     let store = std::fs::read_dir(items.folder.path().join("data/embeddings")).unwrap().next().unwrap().unwrap().path();
@@ -124,24 +121,6 @@ async fn a_kill_at_any_moment_costs_nothing() {
     hashes.dedup();
     assert_eq!(hashes.len(), records, "a text was embedded twice");
     assert!((1..=TEXTS as usize).contains(&records), "{records} texts");
-}
-
-/// The offsets that raw holds, as they lie there.
-async fn offsets(items: &Items) -> BTreeMap<i32, Vec<i64>> {
-    let source = items.config().sources.remove(0);
-    let row_type = Arc::new(RowType::from_contract(&source).unwrap());
-    let folder = items.folder.path().join("data/raw/shop__item");
-    let table = RawTable::open(folder.to_str().unwrap(), &BTreeMap::new(), "items", &TOPIC.into()).await.unwrap();
-    let schemas = Arc::new(FixedSchemas(Default::default()));
-    let mut hydration = Hydration::open(&table, None, 0, &source, row_type, schemas).await.unwrap();
-    let mut offsets: BTreeMap<i32, Vec<i64>> = BTreeMap::new();
-    while let Some(decoded) = hydration.next().await.unwrap() {
-        let of = offsets.entry(decoded.partition.number).or_default();
-        of.extend(decoded.changes.iter().map(|change| change.offset.0));
-        of.extend(decoded.rejects.iter().map(|reject| reject.offset.0));
-    }
-    offsets.values_mut().for_each(|of| of.sort_unstable());
-    offsets
 }
 
 #[test]

@@ -20,7 +20,19 @@ pub struct Program {
 
 impl Program {
     pub fn start(items: &Items) -> Program {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_freshet"))
+        Program::begin(Command::new(env!("CARGO_BIN_EXE_freshet")), items)
+    }
+
+    /// The same, with a bound on the size of a file.
+    pub fn start_with_files_up_to(items: &Items, kib: u32) -> Program {
+        let mut shell = Command::new("bash");
+        // Whoever writes beyond it is told so, and not ended.
+        shell.args(["-c", "trap '' XFSZ; ulimit -f $0; exec \"$@\"", &kib.to_string(), env!("CARGO_BIN_EXE_freshet")]);
+        Program::begin(shell, items)
+    }
+
+    fn begin(mut command: Command, items: &Items) -> Program {
+        let mut child = command
             .arg("run")
             .arg(items.folder.path())
             .env("BROKERS", items.broker.bootstrap_servers())

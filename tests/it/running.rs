@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use freshet::config::Config;
+use freshet::decode::{FixedSchemas, RowType};
 use freshet::embed::{self, BatchStats, ModelId, TextEmbedder};
 use freshet::engine::{self, Service};
+use freshet::raw::{Hydration, RawTable};
 use freshet::source::embedded::{Broker, Registry};
 use futures::FutureExt;
 use rand::rngs::StdRng;
@@ -48,6 +50,24 @@ impl Items {
 
     pub fn config(&self) -> Config {
         self.folder.config(&self.broker.bootstrap_servers(), &self.registry.url())
+    }
+
+    /// The offsets of each partition that raw holds, as they lie there.
+    pub async fn landed(&self) -> BTreeMap<i32, Vec<i64>> {
+        let config = self.config();
+        let (source, raw) = (&config.sources[0], config.raw.as_ref().unwrap());
+        let row_type = Arc::new(RowType::from_contract(source).unwrap());
+        let table = RawTable::open(&raw.table(source), &raw.options, &config.name, &source.topic).await.unwrap();
+        let schemas = Arc::new(FixedSchemas(Default::default()));
+        let mut hydration = Hydration::open(&table, None, 0, source, row_type, schemas).await.unwrap();
+        let mut offsets: BTreeMap<i32, Vec<i64>> = BTreeMap::new();
+        while let Some(decoded) = hydration.next().await.unwrap() {
+            let of = offsets.entry(decoded.partition.number).or_default();
+            of.extend(decoded.changes.iter().map(|change| change.offset.0));
+            of.extend(decoded.rejects.iter().map(|reject| reject.offset.0));
+        }
+        offsets.values_mut().for_each(|of| of.sort_unstable());
+        offsets
     }
 
     /// The service with a stand-in for the model: these tests are about what happens to rows.

@@ -4,15 +4,17 @@ use std::time::Duration;
 
 use freshet::storage::{self, Storage};
 use futures::TryStreamExt;
-use object_store::ObjectStore;
+use object_store::{ObjectStore, ObjectStoreExt};
 use serde_json::{Value, json};
 
-use super::connector::{TOPIC, Writer, envelope, event};
+use super::between::{Between, Way};
+use super::connector::{Writer, envelope, event};
 use super::running::{Items, Running, item_fields, items, row, until};
 
 /// A dataflow whose tables lie in the bucket, under a prefix of its own.
 struct Case {
     items: Items,
+    between: Between,
     writer: Writer,
     uri: String,
 }
@@ -25,6 +27,8 @@ impl Case {
         let (bucket, endpoint) = (variable("FRESHET_S3_BUCKET"), variable("FRESHET_S3_ENDPOINT"));
         variable("AWS_ACCESS_KEY_ID");
         let items = Items::new("debezium").await;
+        let between = Between::new(&endpoint).await;
+        let endpoint = &between.endpoint;
         let uri = format!("s3://{bucket}/{:016x}", rand::random::<u64>());
         let file = items.folder.path().join("dataflow.toml");
         let mut text = std::fs::read_to_string(&file).unwrap();
@@ -37,7 +41,7 @@ impl Case {
         }
         std::fs::write(file, text).unwrap();
         let writer = Writer::new(&items.registry, "v", &envelope(&item_fields()));
-        Case { items, writer, uri }
+        Case { items, between, writer, uri }
     }
 
     fn put(&mut self, id: i64, name: &str) {
@@ -48,9 +52,9 @@ impl Case {
     /// The objects under a part of the index.
     async fn objects(&self, part: &str) -> Vec<object_store::path::Path> {
         let Storage { store, path, .. } = self.index();
-        let under = path.join(part);
-        let all: Vec<_> = store.list(None).map_ok(|object| object.location).try_collect().await.unwrap();
-        all.into_iter().filter(|at| at.as_ref().starts_with(under.as_ref())).collect()
+        let under = format!("{path}/{part}");
+        let all: Vec<_> = store.list(Some(&path)).map_ok(|object| object.location).try_collect().await.unwrap();
+        all.into_iter().filter(|at| at.as_ref().starts_with(&under)).collect()
     }
 
     fn index(&self) -> Storage {
@@ -86,11 +90,10 @@ async fn an_index_on_s3_goes_on_is_mended_and_rebuilt() {
     assert_eq!((&status["index"]["upserted"], &status["embed"]["computed"]), (&json!(0), &json!(0)), "{status}");
     assert_eq!(running.items().await, rows);
     running.stop().await;
-    assert!(case.objects("items.lance").await.is_empty(), "the table before is removed");
+    assert!(case.objects("items.lance/").await.is_empty(), "the table before is removed");
 
-    let data = case.objects("items.1.lance/data").await;
+    let data = case.objects("items.1.lance/data/").await;
     assert!(!data.is_empty());
-    use object_store::ObjectStoreExt;
     case.index().store.delete(&data[0]).await.unwrap();
     let running = case.items.start().await;
     live(&running).await;
@@ -137,4 +140,77 @@ async fn a_store_is_probed() {
     options.insert("connect_timeout".into(), "1s".into());
     let probed = tokio::time::timeout(Duration::from_secs(300), storage::probe(&config.uri, &options)).await;
     assert!(probed.is_ok_and(|probed| probed.is_err()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_away_is_waited_for() {
+    let mut case = Case::new().await;
+    let running = case.items.start().await;
+    (1..=10).for_each(|id| case.put(id, "a thing"));
+    running.reflects(&case.items.connector).await;
+    live(&running).await;
+    let away = async |case: &mut Case, table: &str| {
+        case.items.connector.flush();
+        until(table, async || {
+            let status = running.status().await;
+            assert_ne!(status["state"], "failed", "{}", status["why"]);
+            let told = [&status["why"], &status["raw"]["waiting"]];
+            status["state"] == "waiting" && told.iter().any(|why| why.as_str().is_some_and(|why| why.contains(table)))
+        })
+        .await;
+        assert_eq!(running.get("/readyz").await.0, 200);
+        case.between.set(Way::Well);
+        running.reflects(&case.items.connector).await;
+        live(&running).await;
+    };
+    for table in ["the index at", "shop__item"] {
+        case.between.set(Way::Refusing);
+        (6..=15).for_each(|id| case.put(id, &format!("another thing beside {table}")));
+        away(&mut case, table).await;
+    }
+    case.between.set(Way::Refusing);
+    case.items.connector.raw(0, None, Some(b"no event".to_vec()));
+    away(&mut case, "items.quarantine").await;
+    let status = running.status().await;
+    assert_eq!((&status["quarantine"]["open"], &status["index"]["rows"]), (&json!(1), &json!(15)), "{status}");
+    running.stop().await;
+    whole(&case).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_are_lost_and_late_cost_nothing() {
+    let mut case = Case::new().await;
+    let running = case.items.start().await;
+    (1..=10).for_each(|id| case.put(id, "a thing"));
+    running.reflects(&case.items.connector).await;
+    live(&running).await;
+    for way in [Way::Late, Way::Losing] {
+        case.between.set(way);
+        let mut n = 0;
+        while case.between.failures() < 20 {
+            n += 1;
+            case.put(n % 40, &format!("thing {}", n % 7));
+            if n % 10 == 0 {
+                running.reflects(&case.items.connector).await;
+            }
+        }
+    }
+    case.between.set(Way::Well);
+    running.reflects(&case.items.connector).await;
+    let rows = running.items().await;
+    running.stop().await;
+    whole(&case).await;
+    // A start compares all of the view with the index, and has nothing to mend.
+    let running = case.items.start().await;
+    live(&running).await;
+    let status = running.status().await;
+    assert_eq!((&status["index"]["upserted"], &status["embed"]["computed"]), (&json!(0), &json!(0)), "{status}");
+    assert_eq!(running.items().await, rows);
+    running.stop().await;
+}
+
+/// Every offset has landed once.
+async fn whole(case: &Case) {
+    let end = case.items.connector.end();
+    assert_eq!(case.items.landed().await, end.into_iter().map(|(p, next)| (p, (0..next).collect())).collect());
 }

@@ -22,6 +22,11 @@ def micros(text):
     return (since.days * 86400 + since.seconds) * 10**6 + since.microseconds
 
 
+def date(text):
+    """A year of five digits has a sign in ISO 8601, which Freshet writes."""
+    return text.removeprefix("+")
+
+
 def time_of_day(text):
     """Microseconds since midnight in UTC of `08:00:00`, `08:00:00.5+02`, `06:00:00Z`."""
     parts = re.fullmatch(r"(\d+):(\d+):(\d+)(\.\d+)?(?:Z|([+-]\d+)(?::?(\d\d))?)?", text)
@@ -42,16 +47,17 @@ def elapsed(text):
 
 
 def real(value):
-    """The 32 bits: both sides print the shortest text that names them."""
-    return struct.pack("<f", float(value))
+    """The 32 bits: both sides print the shortest text that names them. JSON has no NaN: Freshet's answers have null for it."""
+    return None if value == "NaN" else struct.pack("<f", float(value))
 
 
 def double(value):
-    return struct.pack("<d", float(value))
+    return None if value == "NaN" else struct.pack("<d", float(value))
 
 
 def decimal(value):
-    return Decimal(str(value).replace("$", "").replace(",", ""))
+    """Connect's decimals have no NaN: Debezium writes null for it."""
+    return None if value == "NaN" else Decimal(str(value).replace("$", "").replace(",", ""))
 
 
 def document(value):
@@ -76,11 +82,11 @@ def one_bit(value):
 
 # Both shops' columns; a name means the same in both.
 KINDS = {
-    "list_price": decimal, "cost": decimal, "cash": decimal, "weight": real, "height": double,
-    "sell_start": micros, "sell_end": micros, "updated_at": micros, "updated_ms": micros, "reviewed_at": micros,
+    "list_price": decimal, "cost": decimal, "any_number": decimal, "cash": decimal, "weight": real, "height": double,
+    "sell_start": micros, "sell_end": micros, "updated_at": micros, "updated_ms": micros, "reviewed_at": micros, "made_on": date,
     "opens": time_of_day, "opens_tz": time_of_day, "warranty": elapsed, "attrs": document, "thumb": octets, "flags": bits,
     "one_bit": one_bit,
-    "big": decimal, "price": decimal, "wide": decimal, "d": double, "at": micros, "ts": micros, "t1": elapsed, "b1": one_bit, "b10": bits,
+    "big": decimal, "price": decimal, "wide": decimal, "f": real, "d": double, "at": micros, "ts": micros, "t1": elapsed, "b1": one_bit, "b10": bits,
     "j": document, "bin": octets, "bl": octets,
 }
 

@@ -3,7 +3,8 @@
 
     docs.py FRESHET        exit 1 at the first block that fails, with its output
 
-A shop of its own is made in real peers; Freshet is started where onboarding says so. Blocks of any other mark are not run.
+A shop of its own is made in real peers; Freshet is started where onboarding says so. A block marked `sh stopped` is run while Freshet is
+stopped, and has to leave behind what it can start from. Blocks of any other mark are not run.
 """
 
 import argparse
@@ -45,13 +46,13 @@ insert into review (id, product_id, rating, title) select n, 1 + n % 100, 1 + n 
 
 
 def blocks(text):
-    """(line, heading, mark, body) of each fenced block."""
+    """(line, heading, mark, body) of each fenced block; the mark may be two words."""
     heading, lines = "", text.splitlines()
     n = 0
     while n < len(lines):
         if lines[n].startswith("## "):
             heading = lines[n]
-        fence = re.fullmatch(r"```(\w*)", lines[n])
+        fence = re.fullmatch(r"```([\w ]*)", lines[n])
         if fence:
             end = lines.index("```", n + 1)
             yield n + 1, heading, fence[1], "\n".join(lines[n + 1:end])
@@ -73,6 +74,7 @@ def main():
             **os.environ, "KAFKA": f"{HOST}:{PORTS['kafka']}", "CONNECT": f"http://{HOST}:{PORTS['connect']}",
             "REGISTRY": f"http://{HOST}:{PORTS['registry']}/apis/ccompat/v7", "PROMETHEUS": f"http://{HOST}:{PORTS['prometheus']}",
             "FRESHET": f"http://{LISTEN}", "BIN": str(program), "DATA": str(freshet.folder / "data"), "SCRATCH": str(folder),
+            "TOPICS": " ".join(peers.topics_command()),
             "CDC_PASSWORD": CONNECT_ENVIRONMENT["POSTGRES_PASSWORD"],
             "PSQL": f"psql -h {HOST} -p {PORTS['postgres']} -U postgres -d shop -v ON_ERROR_STOP=1",
         }
@@ -86,12 +88,17 @@ def main():
                     if heading == RUNNING and not freshet.process:
                         freshet.start()
                         await_true("Freshet is live", lambda: freshet.status()["state"] == "live" and freshet.status()["index"]["rows"], 120)
-                    if mark != "sh":
+                    if mark not in ("sh", "sh stopped"):
                         continue
+                    if mark == "sh stopped":
+                        freshet.stop()
                     done = subprocess.run(["bash", "-euo", "pipefail", "-c", body], cwd=REPO, env=environment, capture_output=True, text=True, check=False)
                     where = f"{path.relative_to(REPO)}:{line}"
                     if done.returncode != 0:
                         raise PeerError(f"{where} ended with {done.returncode}:\n{body}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+                    if mark == "sh stopped":
+                        freshet.start()
+                        await_true("Freshet is live again", lambda: freshet.status()["state"] == "live", 120, alive=freshet.assert_alive)
                     ran += 1
                     print(f"docs: {where} ok\n{done.stdout.strip()[:600]}", file=sys.stderr)
         except PeerError as error:

@@ -50,11 +50,15 @@ PORTS = {
     "kafka": 19092,
     "registry": 18081,
     "connect": 18083,
-    "s3": 18333,
+    "s3": 18334,
     "prometheus": 19090,
 }
 KAFKA_CONTROLLER_PORT = 19093
-S3_MASTER_PORT = 19333
+S3_MASTER_PORT = 19434
+S3_FILER_PORT = 18889
+S3_KEYS = ("freshet", "freshet-secret")
+# The bucket that is there from the start.
+BUCKET = "freshet"
 # A peer stands after those that it needs; they are stopped the other way round.
 ORDER = list(PORTS)
 START_SECONDS = 180
@@ -70,7 +74,8 @@ class PeerError(Exception):
 def http(method, url, body=None, headers=None, timeout=30):
     """One request. Answers (status, body as bytes); a refused connection is an OSError."""
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(url, data=data, method=method, headers={"Content-Type": "application/json", **(headers or {})})
+    json_by_default = {"Content-Type": "application/json"} if body is not None else {}
+    request = urllib.request.Request(url, data=data, method=method, headers={**json_by_default, **(headers or {})})
     try:
         with urllib.request.urlopen(request, timeout=timeout) as answer:
             return answer.status, answer.read()
@@ -218,6 +223,13 @@ class Peers:
     def log(self, name):
         return self.folder / "log" / f"{name}.log"
 
+    def topics(self, *options):
+        return run([*self.topics_command(), *options])
+
+    def topics_command(self):
+        """Kafka's own tool for topics, `kafka-topics.sh` of its archive."""
+        return [*self._kafka_class("256m"), "org.apache.kafka.tools.TopicCommand", "--bootstrap-server", f"{HOST}:{PORTS['kafka']}"]
+
     # ---- processes ----------------------------------------------------------------------------------------------------------
 
     def _folders(self, fetched):
@@ -255,9 +267,11 @@ class Peers:
         pid = self.pid(name)
         if not pid:
             return
+        # PostgreSQL's other processes outlive the first for a moment, and keep the next one from starting.
+        children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         os.kill(pid, number)
         end = time.monotonic() + STOP_SECONDS
-        while self.pid(name) == pid:
+        while self.pid(name) == pid or any(pathlib.Path(f"/proc/{child}").exists() for child in children):
             # What this very program started stays a zombie until it is asked after.
             if name in self._started:
                 self._started[name].poll()
@@ -337,16 +351,19 @@ class Peers:
         data = self._data("s3")
         conf = self._conf("s3.json", json.dumps({"identities": [{
             "name": "freshet",
-            "credentials": [{"accessKey": "freshet", "secretKey": "freshet-secret"}],
+            "credentials": [dict(zip(("accessKey", "secretKey"), S3_KEYS))],
             "actions": ["Admin", "Read", "Write", "List", "Tagging"],
         }]}))
         return self._spawn("s3", [
-            str(weed()), "-logtostderr", "server", f"-dir={data}", f"-ip={HOST}", f"-ip.bind={HOST}", f"-master.port={S3_MASTER_PORT}", "-volume.port=18380",
-            "-filer", "-filer.port=18888", "-volume.max=20", "-master.volumeSizeLimitMB=64", "-s3", f"-s3.port={PORTS['s3']}", f"-s3.config={conf}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
+            str(weed()), "-logtostderr", "server", f"-dir={data}", f"-ip={HOST}", f"-ip.bind={HOST}", f"-master.port={S3_MASTER_PORT}", "-volume.port=18481",
+            "-filer", f"-filer.port={S3_FILER_PORT}", "-volume.max=20", "-master.volumeSizeLimitMB=64", "-s3", f"-s3.port={PORTS['s3']}",
+            f"-s3.config={conf}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
         ])
 
     def _s3_ready(self):
-        return http("GET", f"http://{HOST}:{PORTS['s3']}/healthz", timeout=5)[0] == 200
+        # A bucket is a folder of the filer, which wants no signature.
+        bucket, _ = http("POST", f"http://{HOST}:{S3_FILER_PORT}/buckets/{BUCKET}/", timeout=5)
+        return bucket in (201, 409) and http("GET", f"http://{HOST}:{PORTS['s3']}/healthz", timeout=5)[0] == 200
 
     def _start_prometheus(self):
         conf = self._conf("prometheus.yml", PROMETHEUS.format(rules=REPO / "monitoring/prometheus/freshet.rules.yml"))

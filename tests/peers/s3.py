@@ -35,7 +35,7 @@ def main():
             }
             run(["cargo", "test", "--release", "--locked", "--test", "s3"], cwd=REPO, env=environment)
             environment |= {"AWS_ENDPOINT": endpoint, "AWS_ALLOW_HTTP": "true"}
-            run([arguments.freshet.resolve(), "bench", "kill", "--times", str(arguments.times), "--uri", f"s3://{BUCKET}/kill"], env=environment)
+            run([arguments.freshet.resolve(), "bench", "kill", "--times", str(arguments.times), "--up-to-ms", "6000", "--uri", f"s3://{BUCKET}/kill"], env=environment)
         finally:
             peers.stop()
 

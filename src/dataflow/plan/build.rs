@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use arrow::datatypes::{Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::TableReference;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::datasource::empty::EmptyTable;
@@ -185,8 +185,9 @@ impl<'a> Builder<'a> {
         };
         match query.relations(&state) {
             Ok(read) if read.iter().any(|name| self.absent.contains(name)) => {
-                if let From::Test(test) = &step.from {
-                    self.untestable(test).await;
+                match &step.from {
+                    From::Test(test) if !test.columns().is_empty() => self.untestable(test).await,
+                    _ => self.named(at, &query, &read).await,
                 }
                 self.outlined(at, &query).await;
                 return false;
@@ -246,6 +247,30 @@ impl<'a> Builder<'a> {
             if let Some(has) = has {
                 let reason = format!("{relation} has no column {column}; it has {}", has.join(", "));
                 self.mistakes.push(Mistake::Test { declared: test.declared.clone(), reason });
+            }
+        }
+    }
+
+    /// Tells of names that are nowhere in a step that cannot be planned: its relations have the columns of their outlines, of no type.
+    async fn named(&mut self, at: usize, query: &Query, read: &[String]) {
+        for relation in read.iter().filter(|name| self.absent.contains(*name)) {
+            let Some(columns) = self.outlines.get(relation) else { return };
+            let distinct: BTreeSet<&String> = columns.iter().collect();
+            let fields = distinct.into_iter().map(|name| Field::new(name, DataType::Null, true));
+            self.define(relation, &Arc::new(Schema::new(fields.collect::<Vec<_>>())));
+        }
+        let Err(Trouble::Query(e)) = self.planned(&query.ast).await else { return };
+        // Whatever else is said may come from a type that is not known.
+        let is_of_names = |e: &DataFusionError| {
+            ["No field named ", "Invalid function ", "Unsupported SQL type "]
+                .iter()
+                .any(|of| message(e).starts_with(of))
+        };
+        if leaves(&e).all(is_of_names) {
+            let trouble = Trouble::Query(e);
+            self.blame(at, query, &trouble).await;
+            if let Trouble::Query(e) = &trouble {
+                self.further(at, query, e).await;
             }
         }
     }

@@ -185,9 +185,9 @@ fn a_node_that_cannot_be_maintained_has_its_own_line() {
 #[test]
 fn every_mistake_is_told_and_none_that_follows_from_another() {
     let found = mistakes(&[
-        ("a", "select id,\nnam from s__t"),
-        // It reads what is not there: its own words are looked at, and no more.
-        ("b", "select nothing from a"),
+        ("a", "select id, at,\nnam from s__t"),
+        // It reads what is wrong: its names are looked at, and no more, as no type is known.
+        ("b", "select nothing, id + at as x from a"),
         ("c", "select id from a\nprewhere id > 1"),
         ("d", "select\nupper(nothing) as x, uper(name) as y from s__u"),
         ("e", "select id, name from s__u\nlimit 1"),
@@ -197,6 +197,7 @@ fn every_mistake_is_told_and_none_that_follows_from_another() {
     ]);
     let starts = [
         "a.sql:2: No field named nam",
+        "b.sql:1: No field named nothing",
         "c.sql:2: PREWHERE",
         "d.sql:2: No field named nothing",
         "d.sql:2: Invalid function 'uper'",

@@ -40,6 +40,12 @@ impl Broker {
     }
 }
 
+/// Where whoever writes gets the ids of its schemas from.
+pub trait Subjects {
+    /// The id of a schema under a subject; the reason when it is not to be had.
+    fn id(&self, subject: &str, schema: &str) -> Result<u32, String>;
+}
+
 /// Writes to a broker. Messages of one partition keep their order.
 pub struct Producer {
     producer: BaseProducer,

@@ -92,6 +92,12 @@ impl Registry {
     }
 }
 
+impl super::Subjects for Registry {
+    fn id(&self, subject: &str, schema: &str) -> Result<u32, String> {
+        Ok(self.register(subject, schema))
+    }
+}
+
 impl Schemas {
     fn register(&mut self, subject: &str, schema: &str) -> u32 {
         let known = self.by_id.iter().find(|(_, text)| &***text == schema).map(|(id, _)| *id);
