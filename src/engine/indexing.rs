@@ -140,7 +140,8 @@ impl Following<'_> {
             return Ok(());
         }
         if epoch > self.epoch {
-            self.runtime.block_on(self.of.indexer.announce(epoch, &position)).map_err(|e| e.to_string())?;
+            let runtime = self.runtime;
+            self.patiently(|of| runtime.block_on(of.indexer.announce(epoch, &position)))?;
         }
         tracing::info!(rows = orphans.len(), "rows that the view no longer has are removed from the index");
         self.commit(&orphans, false)
