@@ -17,7 +17,7 @@ use crate::dataflow::{self, Plan};
 use crate::decode::{Op, RegistryClient, RowType, SchemaStore};
 use crate::embed::{Embedder, TextHash};
 use crate::engine;
-use crate::index::{Announced, IndexReader, row_hash};
+use crate::index::{Announced, Fingerprint, IndexReader, IndexRow, row_hash};
 use crate::raw::{Hydration, RawTable};
 use crate::time::Position;
 
@@ -76,49 +76,86 @@ async fn audit(config: &Config, sample: usize) -> Result<Audit, Error> {
     if *position != reached.position {
         return Err("the service has ended in the midst of its commits, and the index is between two positions: let it run and end in order first".into());
     }
-    let position = position.clone();
-    let tables = tables(config, &plan, &position).await?;
-    let view = View::new(config, plan.batch_view(tables).await?)?;
-    let mut found = Audit { position, view_rows: view.rows.len(), ..Audit::default() };
-
-    let (mut seen, mut vectors) = (HashSet::new(), HashMap::new());
+    let schemas: Arc<dyn SchemaStore> = Arc::new(RegistryClient::new(&config.registry)?);
+    let view = view(config, &plan, &schemas, position).await?;
+    let mut comparison = Comparison::new(&view, position);
+    let mut vectors = HashMap::new();
     let every = view.rows.len().div_ceil(sample.max(1)).max(1);
-    index
-        .rows(|row| {
-            found.index_rows += 1;
-            if !seen.insert(row.key.clone()) {
-                found.duplicates += 1;
-                found.differs(|| format!("the index has the key {} more than once", view.shown(&row.key)));
-                return;
-            }
-            match view.rows.get(&row.key) {
-                None => {
-                    found.orphans += 1;
-                    found.differs(|| format!("the key {} is in the index and not in the view", view.shown(&row.key)));
-                }
-                Some(of_view) if of_view.hash != row.hashes.row => {
-                    found.stale += 1;
-                    found.differs(|| format!("the row of the key {} is another one", view.shown(&row.key)));
-                }
-                Some(of_view) if sample > 0 && of_view.place % every == 0 => {
-                    vectors.insert(of_view.place, (row.hashes.text, row.vector));
-                }
-                Some(_) => {}
-            }
-        })
-        .await?;
-    for key in view.rows.keys().filter(|key| !seen.contains(*key)) {
-        found.missing += 1;
-        found.differs(|| format!("the key {} is in the view and not in the index", view.shown(key)));
-    }
+    let take = |row: IndexRow| match comparison.take(&row.key, row.hashes) {
+        Some(place) if sample > 0 && place % every == 0 => drop(vectors.insert(place, (row.hashes.text, row.vector))),
+        _ => {}
+    };
+    index.rows(take).await?;
+    let found = comparison.end();
     let (embed, made_by) = (config.embed.clone(), index.announced().made_of.model_id.clone());
     tokio::task::spawn_blocking(move || embed_anew(&Embedder::load(&embed)?, &made_by, &view, &vectors, found)).await?
 }
 
+/// The view at a position, recomputed from raw.
+pub(crate) async fn view(
+    config: &Config,
+    plan: &Plan,
+    schemas: &Arc<dyn SchemaStore>,
+    position: &Position,
+) -> Result<View, Error> {
+    View::new(config, plan.batch_view(tables(config, plan, schemas, position).await?).await?)
+}
+
+/// An index on its way through the comparison with the view, row by row.
+pub(crate) struct Comparison<'v> {
+    view: &'v View,
+    seen: HashSet<Box<[u8]>>,
+    found: Audit,
+}
+
+impl<'v> Comparison<'v> {
+    pub fn new(view: &'v View, position: &Position) -> Comparison<'v> {
+        let found = Audit { position: position.clone(), view_rows: view.rows.len(), ..Audit::default() };
+        Comparison { view, seen: HashSet::new(), found }
+    }
+
+    /// Compares a row of the index. Says where in the view the same one is.
+    pub fn take(&mut self, key: &[u8], hashes: Fingerprint) -> Option<usize> {
+        let Comparison { view, seen, found } = self;
+        found.index_rows += 1;
+        if !seen.insert(key.into()) {
+            found.duplicates += 1;
+            found.differs(|| format!("the index has the key {} more than once", view.shown(key)));
+            return None;
+        }
+        match view.rows.get(key) {
+            None => {
+                found.orphans += 1;
+                found.differs(|| format!("the key {} is in the index and not in the view", view.shown(key)));
+                None
+            }
+            Some(of_view) if of_view.hash != hashes.row => {
+                found.stale += 1;
+                found.differs(|| format!("the row of the key {} is another one", view.shown(key)));
+                None
+            }
+            Some(of_view) => Some(of_view.place),
+        }
+    }
+
+    /// What was found, after the last row.
+    pub fn end(mut self) -> Audit {
+        for key in self.view.rows.keys().filter(|key| !self.seen.contains(*key)) {
+            self.found.missing += 1;
+            self.found.differs(|| format!("the key {} is in the view and not in the index", self.view.shown(key)));
+        }
+        self.found
+    }
+}
+
 /// The sources' latest rows at a position, with all columns of their contracts.
-async fn tables(config: &Config, plan: &Plan, position: &Position) -> Result<Vec<RecordBatch>, Error> {
+async fn tables(
+    config: &Config,
+    plan: &Plan,
+    schemas: &Arc<dyn SchemaStore>,
+    position: &Position,
+) -> Result<Vec<RecordBatch>, Error> {
     let raw = config.raw.as_ref().ok_or("the dataflow has no [raw]: there is nothing to compare the index with")?;
-    let schemas: Arc<dyn SchemaStore> = Arc::new(RegistryClient::new(&config.registry)?);
     let mut tables = Vec::new();
     for (n, (source, of_plan)) in config.sources.iter().zip(plan.tables()).enumerate() {
         let row_type = Arc::new(RowType::from_contract(source)?);
@@ -155,7 +192,7 @@ async fn tables(config: &Config, plan: &Plan, position: &Position) -> Result<Vec
 }
 
 /// The view as it should be.
-struct View {
+pub(crate) struct View {
     batch: RecordBatch,
     text: usize,
     key: usize,
@@ -200,7 +237,8 @@ impl View {
         })
     }
 
-    fn text(&self, place: usize) -> &str {
+    /// The text of the row at a place.
+    pub fn text(&self, place: usize) -> &str {
         let texts = self.batch.column(self.text).as_string::<i32>();
         if texts.is_null(place) { "" } else { texts.value(place) }
     }

@@ -13,21 +13,24 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use crate::config::Config;
-use crate::dataflow::{self, Row, ViewChange};
+use crate::dataflow::{self, Plan, Row, ViewChange};
+use crate::decode::{RegistryClient, RowType, SchemaStore};
 use crate::embed::{BatchStats, Embedder, EmbeddingStore, TextEmbedder};
-use crate::index::{Design, Indexer, Place};
+use crate::index::{Database, Design, IndexSearcher, Indexer, Place};
 use crate::serve::{EmbedQuery, Metrics, SearchError, ServeState, Server, State, Status};
+use crate::source::Source;
+use crate::source::kafka::KafkaSource;
+use crate::thread::{self, Condvar, JoinHandle};
 use crate::time::{Epoch, Position};
 use driving::Driving;
-use indexing::{Indexing, Opening};
+use indexing::Indexing;
 pub use preflight::{Checked, ask_broker, ask_registry, check, plan};
 use reading::Reading;
 
@@ -52,15 +55,33 @@ pub enum Error {
 /// Hears of every batch that is embedded for the index.
 pub type Progress = Arc<dyn Fn(BatchStats) + Send + Sync>;
 
-/// A running service.
+/// A running service: an engine, and what serves the index that it keeps.
 pub struct Service {
     address: SocketAddr,
+    engine: Engine,
+    server: Server,
+}
+
+/// What runs between the topics and the index.
+pub(crate) struct Engine {
     status: Arc<Status>,
     stop: Arc<AtomicBool>,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    server: Server,
 }
+
+/// Whom an engine asks: the world, or what stands for it in a simulation.
+pub(crate) struct Peers {
+    /// Called once, by the thread that reads.
+    pub source: Box<dyn Fn() -> Result<Box<dyn Source>, String> + Send>,
+    pub schemas: Arc<dyn SchemaStore>,
+    pub embedder: Arc<dyn TextEmbedder>,
+    /// Where the index's tables lie, if not where its `uri` says.
+    pub database: Option<Arc<dyn Database>>,
+}
+
+/// Gets the index when it can be searched.
+pub(crate) type Opening = Box<dyn FnOnce(IndexSearcher) + Send>;
 
 /// What the driver has folded and the indexer has not taken yet.
 struct Shared {
@@ -95,6 +116,11 @@ struct Pending {
 impl Shared {
     fn pending(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock().expect("no holder of this lock panics")
+    }
+
+    /// Waits for a change, at most so long; says also whether the time was up.
+    fn wait<'s>(&'s self, pending: MutexGuard<'s, Pending>, time: Duration) -> (MutexGuard<'s, Pending>, bool) {
+        self.changed.wait_timeout(&self.pending, pending, time)
     }
 
     fn count_decoded(&self, batches: isize, metrics: &Metrics) {
@@ -148,19 +174,83 @@ impl Service {
             Error::Plan(p.iter().map(|p| format!("{}: {}", p.key, p.reason)).collect::<Vec<_>>().join("; "))
         })?;
         let embedder = embedder.await?;
+        let opened = QueryEmbedder(embedder.clone());
+        let opening = Box::new(move |searcher| state.open(Arc::new(searcher), Arc::new(opened)));
+        let peers = Peers::of(&config, embedder)?;
+        let engine = Engine::start(config, (plan, row_types), peers, anew, status, opening, progress).await?;
+        Ok(Service { address: server.address(), engine, server })
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn status(&self) -> &Arc<Status> {
+        &self.engine.status
+    }
+
+    /// How far the source has read; what paces a writer that must not run away.
+    pub fn read_position(&self) -> impl Fn() -> Position + Send + Sync + 'static {
+        let shared = self.engine.shared.clone();
+        move || shared.read.lock().expect("no holder of this lock panics").clone()
+    }
+
+    /// Whether the engine has given up; the status says why.
+    pub fn has_failed(&self) -> bool {
+        self.engine.status.state() == State::Failed
+    }
+
+    /// Reads nothing more, brings what was read into the index, answers what was asked, and ends.
+    pub fn stop(self) -> BoxFuture<'static, ()> {
+        let end = async move {
+            let engine = self.engine;
+            engine.tell_to_stop();
+            if tokio::task::spawn_blocking(move || engine.join()).await.is_err() {
+                tracing::warn!("a stage did not end in order");
+            }
+            self.server.stop(STOP_GRACE).await;
+        };
+        end.boxed()
+    }
+}
+
+impl Peers {
+    fn of(config: &Config, embedder: Arc<dyn TextEmbedder>) -> Result<Peers, Error> {
+        let schemas = RegistryClient::new(&config.registry).map_err(|e| Error::Peer(e.to_string()))?;
+        let kafka = config.kafka.clone();
+        let topics: Vec<Arc<str>> = config.sources.iter().map(|s| s.topic.clone()).collect();
+        let source = move || match KafkaSource::new(&kafka, &topics) {
+            Ok(source) => Ok(Box::new(source) as Box<dyn Source>),
+            Err(e) => Err(e.to_string()),
+        };
+        Ok(Peers { source: Box::new(source), schemas: Arc::new(schemas), embedder, database: None })
+    }
+}
+
+impl Engine {
+    pub async fn start(
+        config: Config,
+        (plan, row_types): (Plan, Vec<Arc<RowType>>),
+        peers: Peers,
+        anew: bool,
+        status: Arc<Status>,
+        opening: Opening,
+        progress: Progress,
+    ) -> Result<Engine, Error> {
+        let embedder = peers.embedder.clone();
         let topics = config.sources.iter().map(|s| s.topic.clone()).collect();
         let view = plan.view_schema().clone();
         let design = Design::new(&config.index, &config.name, topics, view, &*embedder)?;
         // The index's lock comes first: what this process may not write it does not touch.
-        let found = Place::open(design, anew).await?;
+        let found = Place::open_in(peers.database.clone(), design, anew).await?;
         let store = EmbeddingStore::open(&config.embed.store, embedder.model_id(), embedder.dimension())?;
-        let indexer = Indexer::new(found, store, embedder.clone()).await?;
+        let indexer = Indexer::new(found, store, embedder).await?;
         status.metrics().index_rows.set(indexer.len() as i64);
         let (announced_epoch, announced) = indexer.announced();
         let reached = indexer.reached();
         status.set_committed(reached.epoch, &reached.position);
-        let opening = Opening { state, embedder: Arc::new(QueryEmbedder(embedder)) };
-        let opening = opening.open(&indexer)?;
+        let mut opening = Some(opening);
+        indexing::open(&mut opening, &indexer)?;
         if let Some(table) = indexer.table_name() {
             status.set_table(table);
         }
@@ -176,7 +266,7 @@ impl Service {
         let stop = Arc::new(AtomicBool::new(false));
         let shared = Arc::new(Shared {
             pending: Mutex::default(),
-            changed: Condvar::new(),
+            changed: Condvar::default(),
             read: Mutex::default(),
             decoded: Mutex::default(),
             decoded_max_batches: config.engine.decoded_max_batches,
@@ -186,7 +276,7 @@ impl Service {
         let runtime = tokio::runtime::Handle::current();
         let spawn = |name: &str, work: Box<dyn FnOnce() -> Result<(), String> + Send>| {
             let (status, stop, shared) = (status.clone(), stop.clone(), shared.clone());
-            std::thread::Builder::new().name(name.into()).spawn(move || {
+            thread::spawn(name, move || {
                 let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
                     .unwrap_or_else(|_| Err("a stage panicked; the log says where".into()));
                 if let Err(reason) = done {
@@ -206,6 +296,7 @@ impl Service {
             stop: stop.clone(),
             shared: shared.clone(),
             announced,
+            peers,
         };
         let reading_runtime = runtime.clone();
         threads
@@ -230,41 +321,19 @@ impl Service {
             progress,
         };
         threads.push(spawn("indexer", Box::new(move || indexing.run(&runtime, &target))).map_err(failed)?);
-        Ok(Service { address: server.address(), status, stop, shared, threads, server })
+        Ok(Engine { status, stop, shared, threads })
     }
 
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    /// Reads nothing more.
+    pub fn tell_to_stop(&self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.shared.changed.notify_all();
     }
 
-    pub fn status(&self) -> &Arc<Status> {
-        &self.status
-    }
-
-    /// How far the source has read; what paces a writer that must not run away.
-    pub fn read_position(&self) -> impl Fn() -> Position + Send + Sync + 'static {
-        let shared = self.shared.clone();
-        move || shared.read.lock().expect("no holder of this lock panics").clone()
-    }
-
-    /// Whether the engine has given up; the status says why.
-    pub fn has_failed(&self) -> bool {
-        self.status.state() == State::Failed
-    }
-
-    /// Reads nothing more, brings what was read into the index, answers what was asked, and ends.
-    pub fn stop(self) -> BoxFuture<'static, ()> {
-        let end = async move {
-            self.stop.store(true, Ordering::SeqCst);
-            self.shared.changed.notify_all();
-            let threads = self.threads;
-            let joined = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|t| drop(t.join())));
-            if joined.await.is_err() {
-                tracing::warn!("a stage did not end in order");
-            }
-            self.server.stop(STOP_GRACE).await;
-        };
-        end.boxed()
+    /// Waits until what was read is in the index, and all has ended.
+    pub fn join(self) {
+        // A panic in one was logged when it happened.
+        self.threads.into_iter().for_each(|thread| drop(thread.join()));
     }
 }
 

@@ -22,6 +22,8 @@ macro_rules! say {
 
 pub mod time;
 
+pub mod thread;
+
 pub mod config;
 
 pub mod storage;
@@ -51,6 +53,8 @@ pub mod rebuild;
 pub mod demo;
 
 pub mod oracle;
+
+pub mod sim;
 
 pub mod bench;
 

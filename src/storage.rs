@@ -4,9 +4,10 @@
 //! announcement rest on that.
 
 mod durable;
+pub(crate) mod faulty;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use deltalake::ensure_table_uri;
 use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
@@ -30,6 +31,31 @@ pub struct Storage {
 impl Storage {
     pub fn is_folder(&self) -> bool {
         self.url.scheme() == "file"
+    }
+}
+
+type Stores = BTreeMap<String, Arc<dyn ObjectStore>>;
+
+/// Stores of this process's own, under `memory://name/`.
+static STORES: Mutex<Stores> = Mutex::new(Stores::new());
+
+fn stores() -> MutexGuard<'static, Stores> {
+    STORES.lock().expect("no holder of this lock panics")
+}
+
+/// A store can be found under `memory://name/` while this lives.
+pub(crate) struct Named(String);
+
+impl Named {
+    pub fn new(name: String, store: Arc<dyn ObjectStore>) -> Named {
+        stores().insert(name.clone(), store);
+        Named(name)
+    }
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        stores().remove(&self.0);
     }
 }
 
@@ -66,12 +92,16 @@ pub async fn probe(location: &str, options: &BTreeMap<String, String>) -> Result
 /// The storage at `location`: a path, which is made if it is not there, or `s3://bucket/path`. For S3, `options` are those of object_store
 /// (`endpoint`, `region`, `allow_http`, ...) and go before the environment's `AWS_*`.
 pub fn open(location: &str, options: &BTreeMap<String, String>) -> Result<Storage, String> {
-    let url = match location.starts_with("s3://") {
+    let url = match location.starts_with("s3://") || location.starts_with("memory://") {
         true => Url::parse(&format!("{}/", location.trim_end_matches('/'))).map_err(|e| e.to_string())?,
         false => ensure_table_uri(location).map_err(|e| e.to_string())?,
     };
     let store: Arc<dyn ObjectStore> = match url.scheme() {
         "file" => Arc::new(Durable::new()),
+        "memory" => {
+            let named = stores().get(url.host_str().unwrap_or_default()).cloned();
+            named.ok_or_else(|| format!("no store of this process is named as {url} says"))?
+        }
         "s3" => {
             let mut builder = AmazonS3Builder::from_env().with_url(url.as_str());
             for (key, value) in options {

@@ -17,6 +17,7 @@ mod report;
 mod restart;
 mod rig;
 mod search;
+mod sim;
 mod sql;
 mod tpch;
 mod words;
@@ -80,6 +81,11 @@ pub enum Bench {
     /// Raw has to hold every offset once, the audit to be clean, the embedding store to have each text once, and no answer to have gone back behind
     /// one before it.
     Kill(kill::Options),
+    /// The service's own threads, one at a time and in an order that a seed says, over a world that fails and kills them as the seed says.
+    ///
+    /// Whatever a crash leaves, no answer may go back, no text be embedded twice, and once a process has caught up, raw, the index, the embedding store
+    /// and the quarantine have to be what has happened comes to, by DataFusion. One schedule that fails is printed with the command that repeats it.
+    Sim(crate::sim::Options),
     /// Restarts of a service with many rows: how long until it is searchable and has caught up, and what ten times the history costs it.
     ///
     /// The view and the index are those of the whole shop, with raw; vectors are made from words, without the model. No restart may embed
@@ -104,6 +110,7 @@ pub fn run(bench: Bench) -> LocalBoxFuture<'static, Result<Report, Error>> {
             Bench::Sql(options) => sql::run(&options).await,
             Bench::Tpch(options) => tpch::run(&options).await,
             Bench::Kill(options) => kill::run(&options).await,
+            Bench::Sim(options) => sim::run(&options).await,
             Bench::Restart(options) => restart::run(&options).await,
             Bench::Oracle(options) => oracle::run(&options).await,
         }

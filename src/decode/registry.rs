@@ -45,6 +45,11 @@ pub trait SchemaStore: Send + Sync {
     /// The schema's text; `None` when there is none under this id.
     fn get(&self, id: u32) -> BoxFuture<'_, Result<Option<Arc<str>>, Error>>;
 
+    /// Takes it that this has been answered before, by another process.
+    fn remember<'a>(&'a self, _id: u32, _text: &'a str) -> BoxFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
     /// Whether these ids still mean what [`get`](Self::get) has answered for them.
     fn confirm<'a>(&'a self, _ids: &'a [u32]) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async { Ok(()) })
@@ -83,12 +88,6 @@ impl RegistryClient {
         }
         let settings = builder.build().map_err(|e| failed(e.to_string()))?;
         Ok(RegistryClient { settings, known: tokio::sync::Mutex::default(), url })
-    }
-
-    /// Takes it that the registry has said this before.
-    pub async fn remember(&self, id: u32, text: &str) {
-        let schema = Schema { text: text.into(), confirmed: None };
-        self.known.lock().await.schemas.entry(id).or_insert(schema);
     }
 
     async fn ask(&self, id: u32) -> Result<Option<Arc<str>>, Error> {
@@ -154,6 +153,13 @@ fn is_same(text: &str, other: &str) -> bool {
 }
 
 impl SchemaStore for RegistryClient {
+    fn remember<'a>(&'a self, id: u32, text: &'a str) -> BoxFuture<'a, ()> {
+        let schema = Schema { text: text.into(), confirmed: None };
+        Box::pin(async move {
+            self.known.lock().await.schemas.entry(id).or_insert(schema);
+        })
+    }
+
     fn get(&self, id: u32) -> BoxFuture<'_, Result<Option<Arc<str>>, Error>> {
         Box::pin(self.fetch(id))
     }

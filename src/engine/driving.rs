@@ -4,13 +4,14 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Shared;
 use crate::config;
 use crate::dataflow::{self, EpochOutput, TestOutput, Violation};
 use crate::decode::Decoded;
 use crate::serve::{State, Status};
+use crate::thread;
 use crate::time::{Epoch, Position};
 
 /// How often the dataflow's operators are looked at.
@@ -31,14 +32,14 @@ impl Driving {
     pub fn run(mut self, receive: &Receiver<Decoded>) -> Result<(), String> {
         let mut epoch = self.first;
         let mut position = Position::default();
-        let mut told = Instant::now();
+        let mut told = thread::now();
         loop {
-            if told.elapsed() >= OPERATORS_EVERY {
+            if thread::elapsed(told) >= OPERATORS_EVERY {
                 self.status.set_operators(self.handle.operators());
-                told = Instant::now();
+                told = thread::now();
             }
             let whole = std::mem::take(&mut self.shared.pending().wants_whole);
-            let mut decoded = match receive.recv_timeout(Duration::from_millis(100)) {
+            let mut decoded = match thread::recv_timeout(receive, Duration::from_millis(100)) {
                 Ok(first) => vec![first],
                 // An epoch without events, for the view's sake.
                 Err(RecvTimeoutError::Timeout) if whole => Vec::new(),
@@ -117,12 +118,7 @@ impl Driving {
         let mut pending = self.shared.pending();
         let lives = || self.status.state() != State::Failed;
         while pending.follows && pending.changes.len() >= bound && !pending.closed && lives() {
-            pending = self
-                .shared
-                .changed
-                .wait_timeout(pending, Duration::from_millis(100))
-                .expect("no holder of this lock panics")
-                .0;
+            pending = self.shared.wait(pending, Duration::from_millis(100)).0;
         }
         pending.changes.extend(output.changes.into_iter().map(|c| (c.key, c.row)));
         pending.whole = output.whole.or(pending.whole.take());

@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::{Pending, Progress, Shared};
+use super::{Opening, Pending, Progress, Shared};
 use crate::dataflow::{Row, ViewChange};
 use crate::embed::BatchStats;
 use crate::index::{self, Indexer};
 use crate::raw::Gate;
-use crate::serve::{EmbedQuery, ServeState, State, Status};
+use crate::serve::{State, Status};
+use crate::thread;
 use crate::time::{Epoch, Position};
 
 /// How long a commit should embed: the more a machine embeds in this time, the more keys a commit has. What else it takes, which is long on an
@@ -43,19 +44,14 @@ pub(super) struct Indexing {
     pub progress: Progress,
 }
 
-/// What opens an index for searches.
-pub(super) struct Opening {
-    pub state: Arc<ServeState>,
-    pub embedder: Arc<dyn EmbedQuery>,
-}
-
-impl Opening {
-    /// Opens the index if there is one to search; comes back if there is not.
-    pub fn open(self, indexer: &Indexer) -> Result<Option<Opening>, index::Error> {
-        let Some(searcher) = indexer.searcher()? else { return Ok(Some(self)) };
-        self.state.open(Arc::new(searcher), self.embedder);
-        Ok(None)
+/// Opens the index for searches, if there is one and it was not.
+pub(super) fn open(opening: &mut Option<Opening>, indexer: &Indexer) -> Result<(), index::Error> {
+    if let Some(searcher) = indexer.searcher()?
+        && let Some(open) = opening.take()
+    {
+        open(searcher);
     }
+    Ok(())
 }
 
 impl Indexing {
@@ -73,7 +69,7 @@ impl Indexing {
         begun: &Receiver<(Position, Gate)>,
     ) -> Result<(), String> {
         // A service that is stopped before it could begin has no target.
-        let Ok((target, quarantine)) = begun.recv() else { return Ok(()) };
+        let Ok((target, quarantine)) = thread::recv(begun) else { return Ok(()) };
         if !self.hydrate(&target) {
             return Ok(());
         }
@@ -99,12 +95,7 @@ impl Indexing {
             if self.stop.load(Ordering::SeqCst) {
                 return false;
             }
-            pending = self
-                .shared
-                .changed
-                .wait_timeout(pending, Duration::from_millis(200))
-                .expect("no holder of this lock panics")
-                .0;
+            pending = self.shared.wait(pending, Duration::from_millis(200)).0;
         }
         true
     }
@@ -136,32 +127,41 @@ struct Following<'a> {
 
 impl Following<'_> {
     fn remove_orphans(&mut self) -> Result<(), String> {
-        let view: HashSet<Box<[u8]>> = {
+        let (view, epoch, position): (HashSet<Box<[u8]>>, _, _) = {
             let pending = self.of.shared.pending();
-            pending.changes.iter().filter(|(_, row)| row.is_some()).map(|(key, _)| key.clone()).collect()
+            let there = pending.changes.iter().filter(|(_, row)| row.is_some());
+            (there.map(|(key, _)| key.clone()).collect(), pending.epoch, pending.position.clone())
         };
         let orphans = self.of.indexer.orphans(&view);
         if orphans.is_empty() {
             return Ok(());
+        }
+        // Without them the index is as far as the view, which may be beyond what was announced.
+        if !self.quarantine.wait() {
+            return Ok(());
+        }
+        if epoch > self.epoch {
+            let runtime = self.runtime;
+            self.patiently(|of| runtime.block_on(of.indexer.announce(epoch, &position)))?;
         }
         tracing::info!(rows = orphans.len(), "rows that the view no longer has are removed from the index");
         self.commit(&orphans, false).map(drop)
     }
 
     fn follow(&mut self) -> Result<(), String> {
-        let mut idle_since = Instant::now();
+        let mut idle_since = thread::now();
         loop {
             match self.take() {
                 Taken::Changes(taken) => {
                     if !self.bring(taken)? {
                         return Ok(());
                     }
-                    idle_since = Instant::now();
+                    idle_since = thread::now();
                 }
                 Taken::Nothing => {
-                    if self.lacking.is_none() && idle_since.elapsed() > IDLE {
+                    if self.lacking.is_none() && thread::elapsed(idle_since) > IDLE {
                         self.maintain(true)?;
-                        idle_since = Instant::now();
+                        idle_since = thread::now();
                     }
                     self.live_if_caught_up();
                 }
@@ -182,12 +182,9 @@ impl Following<'_> {
         let Indexing { shared, status, pending_max_keys, .. } = &self.of;
         let mut pending = shared.pending();
         while pending.epoch <= self.epoch && !pending.ended && self.lacking.is_none() {
-            let (back, timeout) = shared
-                .changed
-                .wait_timeout(pending, Duration::from_millis(200))
-                .expect("no holder of this lock panics");
+            let (back, is_up) = shared.wait(pending, Duration::from_millis(200));
             pending = back;
-            if timeout.timed_out() {
+            if is_up {
                 break;
             }
         }
@@ -230,7 +227,7 @@ impl Following<'_> {
         changes.sort_by(|a, b| a.key.cmp(&b.key));
         while !changes.is_empty() {
             let stops = self.of.stop.load(Ordering::SeqCst);
-            if stops && self.stopping.get_or_insert_with(Instant::now).elapsed() > DRAIN_MAX {
+            if stops && thread::elapsed(*self.stopping.get_or_insert_with(thread::now)) > DRAIN_MAX {
                 tracing::info!(keys = changes.len(), "changes are left for the next start");
                 return Ok(false);
             }
@@ -311,8 +308,8 @@ impl Following<'_> {
         self.lacking = None;
         let (epoch, position, runtime) = (self.epoch, self.position.clone(), self.runtime);
         self.patiently(|of| runtime.block_on(of.indexer.swap(epoch, &position)))?;
-        if let Some(opening) = self.of.opening.take() {
-            self.of.opening = opening.open(&self.of.indexer).map_err(|e| e.to_string())?;
+        if self.of.opening.is_some() {
+            open(&mut self.of.opening, &self.of.indexer).map_err(|e| e.to_string())?;
             self.of.status.set_ready();
         }
         self.of.status.set_table(self.of.indexer.table_name().unwrap_or_default());
@@ -335,7 +332,7 @@ impl Following<'_> {
 
     /// Commits to the index, or to the table in the making beside it. Says how long it has embedded.
     fn commit(&mut self, changes: &[ViewChange], beside: bool) -> Result<Duration, String> {
-        let started = Instant::now();
+        let started = thread::now();
         let metrics = self.of.status.metrics().clone();
         let progress = self.of.progress.clone();
         let counting = metrics.clone();
@@ -358,7 +355,7 @@ impl Following<'_> {
         metrics.index_rows.set(self.of.indexer.len() as i64);
         if applied.upserted + applied.deleted > 0 {
             metrics.index_commits.inc();
-            metrics.index_commit_seconds.observe(started.elapsed().as_secs_f64());
+            metrics.index_commit_seconds.observe(thread::elapsed(started).as_secs_f64());
         }
         Ok(embedding)
     }
@@ -389,16 +386,16 @@ impl Following<'_> {
             };
             let begun = *failed.get_or_insert_with(|| {
                 tracing::warn!(%error, "the index waits");
-                Instant::now()
+                thread::now()
             });
-            if !error.is_passing() || begun.elapsed() > PATIENCE || self.of.stop.load(Ordering::SeqCst) {
+            if !error.is_passing() || thread::elapsed(begun) > PATIENCE || self.of.stop.load(Ordering::SeqCst) {
                 self.of.status.set_index_waiting(None);
                 return Err(error.to_string());
             }
             self.of.status.set_index_waiting(Some(error.to_string()));
-            let until = Instant::now() + backoff;
-            while Instant::now() < until && !self.of.stop.load(Ordering::SeqCst) {
-                std::thread::sleep(Duration::from_millis(10));
+            let until = thread::now() + backoff;
+            while thread::now() < until && !self.of.stop.load(Ordering::SeqCst) {
+                thread::sleep(Duration::from_millis(10));
             }
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{SyncSender, TrySendError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::reading::{Reading, Trouble};
 use crate::config;
@@ -15,6 +15,7 @@ use crate::decode::{Decoded, SchemaStore};
 use crate::raw::{Error, Hydration, Landing, Observer, Quarantine, QuarantineTable, RawTable, Snapshot};
 use crate::serve::{State, Status};
 use crate::source::{MessageBatch, Watermarks};
+use crate::thread;
 use crate::time::{Partition, Position};
 
 impl Observer for Status {
@@ -67,7 +68,7 @@ impl Reading {
             if self.stop.load(Ordering::SeqCst) || quarantine.has_ended() {
                 return false;
             }
-            std::thread::sleep(Duration::from_millis(1));
+            thread::sleep(Duration::from_millis(1));
         }
         true
     }
@@ -103,7 +104,7 @@ impl Reading {
         let mut landed = Position::default();
         for (n, (source, table)) in self.config.sources.iter().zip(tables).enumerate() {
             self.status.set_state(State::Hydrating, format!("reading the raw table {}", table.location()));
-            let begun = Instant::now();
+            let begun = thread::now();
             let open = async || {
                 let snapshot = Snapshot::open(table.location(), &raw.options, &self.config.name, table).await?;
                 let row_type = self.row_types[n].clone();
@@ -128,7 +129,7 @@ impl Reading {
             tracing::info!(
                 table = table.location(),
                 changes,
-                took_ms = begun.elapsed().as_millis() as u64,
+                took_ms = thread::elapsed(begun).as_millis() as u64,
                 "hydrated from raw"
             );
         }
@@ -184,7 +185,7 @@ impl Reading {
             if self.stop.load(Ordering::SeqCst) || landing.has_ended() {
                 return false;
             }
-            std::thread::sleep(Duration::from_millis(1));
+            thread::sleep(Duration::from_millis(1));
             offered = landing.offer(back);
         }
         true
@@ -200,7 +201,7 @@ impl Reading {
                 Ok(()) => return true,
                 Err(TrySendError::Full(back)) if !self.stop.load(Ordering::SeqCst) => {
                     decoded = back;
-                    std::thread::sleep(Duration::from_millis(1));
+                    thread::sleep(Duration::from_millis(1));
                 }
                 Err(_) => return false,
             }

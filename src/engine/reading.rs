@@ -7,15 +7,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::Shared;
+use super::{Peers, Shared};
 use crate::config::Config;
-use crate::decode::{Counts, Decoded, Decoder, RegistryClient, RowType, SchemaStore};
+use crate::decode::{Counts, Decoded, Decoder, RowType, SchemaStore};
 use crate::raw::{Gate, Landing, Quarantine, RawTable};
 use crate::serve::{State, Status};
-use crate::source::kafka::KafkaSource;
 use crate::source::{self, Source, Watermarks};
+use crate::thread;
 use crate::time::{Offset, Partition, Position};
 
 const POLL: Duration = Duration::from_millis(20);
@@ -30,6 +30,7 @@ pub(super) struct Reading {
     pub stop: Arc<AtomicBool>,
     pub shared: Arc<Shared>,
     pub announced: Position,
+    pub peers: Peers,
 }
 
 impl Reading {
@@ -39,7 +40,7 @@ impl Reading {
         send: &SyncSender<Decoded>,
         targets: &SyncSender<(Position, Gate)>,
     ) -> Result<(), String> {
-        let schemas = Arc::new(RegistryClient::new(&self.config.registry).map_err(|e| e.to_string())?);
+        let schemas = self.peers.schemas.clone();
         let mut decoders = Vec::new();
         for (n, (source, row_type)) in self.config.sources.iter().zip(&self.row_types).enumerate() {
             decoders.push(Decoder::new(n, source, row_type.clone(), schemas.clone()).map_err(|e| e.to_string())?);
@@ -57,40 +58,38 @@ impl Reading {
     fn read(
         &self,
         runtime: &tokio::runtime::Handle,
-        registry: &Arc<RegistryClient>,
+        schemas: &Arc<dyn SchemaStore>,
         decoders: &mut [Decoder],
         quarantine: &mut Quarantine,
         landing: &mut Option<Landing>,
         (send, targets): (&SyncSender<Decoded>, &SyncSender<(Position, Gate)>),
     ) -> Result<(), String> {
-        let Config { name, kafka, sources, raw, .. } = &self.config;
-        let topics: Vec<Arc<str>> = sources.iter().map(|s| s.topic.clone()).collect();
-        let mut source = KafkaSource::new(kafka, &topics).map_err(|e| e.to_string())?;
+        let Config { name, sources, raw, .. } = &self.config;
+        let mut source = (self.peers.source)()?;
         let mut landed = None;
         if let Some(raw) = raw {
             let Some(tables) = self.open_raw(runtime, raw)? else { return Ok(()) };
             for (id, text) in tables.iter().flat_map(RawTable::registered) {
-                runtime.block_on(registry.remember(id, text));
+                runtime.block_on(schemas.remember(id, text));
             }
-            let schemas: Arc<dyn SchemaStore> = registry.clone();
-            landed = self.hydrate(runtime, raw, &tables, &schemas, quarantine, send)?;
+            landed = self.hydrate(runtime, raw, &tables, schemas, quarantine, send)?;
             if landed.is_none() {
                 return Ok(());
             }
             let sources = sources.iter().cloned().zip(tables).collect();
             let (gate, observer) = (quarantine.gate(), self.status.clone());
-            let started = Landing::start(raw, name, sources, schemas, gate, observer, runtime.clone());
+            let started = Landing::start(raw, name, sources, schemas.clone(), gate, observer, runtime.clone());
             *landing = Some(started.map_err(|e| format!("the landing cannot be started: {e}"))?);
         }
         let raw = landed.as_ref().zip(landing.as_ref());
-        self.follow(runtime, &mut source, decoders, raw, quarantine, (send, targets))
+        self.follow(runtime, &mut *source, decoders, raw, quarantine, (send, targets))
     }
 
     /// Reads Kafka: from where raw ends, into the landing, or from its beginning.
     fn follow(
         &self,
         runtime: &tokio::runtime::Handle,
-        source: &mut KafkaSource,
+        source: &mut dyn Source,
         decoders: &mut [Decoder],
         raw: Option<(&Position, &Landing)>,
         quarantine: &mut Quarantine,
@@ -101,9 +100,9 @@ impl Reading {
         if targets.send((target, quarantine.gate())).is_err() || !self.reached(&start, send) {
             return Ok(());
         }
-        let mut next_lag = Instant::now();
+        let mut next_lag = thread::now();
         while !self.stop.load(Ordering::SeqCst) && !quarantine.has_ended() {
-            if Instant::now() >= next_lag {
+            if thread::now() >= next_lag {
                 // Lag is worth a look, not a halt: a broker that does not answer is noticed by polling.
                 if let Ok(marks) = source.watermarks() {
                     if self.join_added(source, &marks, &mut start)?.is_none() {
@@ -111,7 +110,7 @@ impl Reading {
                     }
                     self.status.set_watermarks(marks);
                 }
-                next_lag = Instant::now() + LAG_EVERY;
+                next_lag = thread::now() + LAG_EVERY;
             }
             let Some(polled) = self.retry(|| source.poll(POLL).map_err(Trouble::from))? else { break };
             let metrics = self.status.metrics();
@@ -143,7 +142,7 @@ impl Reading {
     }
 
     /// Puts the source where raw ends, or at the first offsets that the topics still have.
-    fn begin(&self, source: &mut KafkaSource, landed: Option<&Position>) -> Result<Begin, Trouble> {
+    fn begin(&self, source: &mut dyn Source, landed: Option<&Position>) -> Result<Begin, Trouble> {
         let marks: BTreeMap<Partition, Watermarks> = source.watermarks()?.into_iter().collect();
         if let (Some(landed), Some(raw)) = (landed, &self.config.raw) {
             self.follows_on(raw, landed, &marks)?;
@@ -182,7 +181,7 @@ impl Reading {
     /// Reads partitions too that a topic has gained, each from its first offset. `None` when the service is to stop.
     fn join_added(
         &self,
-        source: &mut KafkaSource,
+        source: &mut dyn Source,
         marks: &[(Partition, Watermarks)],
         known: &mut Position,
     ) -> Result<Option<()>, String> {
@@ -221,12 +220,12 @@ impl Reading {
                     self.status.set_waiting(Some(trouble.reason));
                 }
             }
-            let until = Instant::now() + backoff;
-            while Instant::now() < until {
+            let until = thread::now() + backoff;
+            while thread::now() < until {
                 if self.stop.load(Ordering::SeqCst) {
                     return Ok(None);
                 }
-                std::thread::sleep(Duration::from_millis(10));
+                thread::sleep(Duration::from_millis(10));
             }
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }

@@ -9,6 +9,7 @@ use lancedb::index::{Index, IndexStatistics};
 use lancedb::query::{ExecutableQuery, QueryBase};
 use lancedb::table::{CompactionOptions, Duration, OptimizeAction, OptimizeOptions};
 
+use super::database::not_lance;
 use super::design::VECTOR;
 use super::{Error, IndexTable};
 
@@ -25,12 +26,15 @@ impl IndexTable {
     /// Looks at the statistics, now and then while there is work and always when there is none, and does what they ask for. Says whether it
     /// did something.
     pub async fn maintain(&mut self, idle: bool) -> Result<bool, Error> {
+        if self.table.lance().is_none() {
+            return Ok(false);
+        }
         let commits = self.commits - self.maintained;
         if commits == 0 || (!idle && commits < EVERY) {
             return Ok(false);
         }
         self.maintained = self.commits;
-        let stats = self.table.stats().await.map_err(|e| self.storage(e))?;
+        let stats = self.lance()?.stats().await.map_err(|e| self.storage(e))?;
         let mut did = false;
         if stats.fragment_stats.num_small_fragments >= self.design.config.compact_min_fragments {
             self.compact().await?;
@@ -51,12 +55,16 @@ impl IndexTable {
     /// Looks whether the ANN index can be searched. One that has lost files is given up, and made anew by maintenance: it changes how rows are
     /// found, never which.
     pub(super) async fn check_ann(&mut self) -> Result<(), Error> {
-        let indices = self.table.list_indices().await.map_err(|e| self.storage(e))?;
+        if self.table.lance().is_none() {
+            return Ok(());
+        }
+        let indices = self.lance()?.list_indices().await.map_err(|e| self.storage(e))?;
         let Some(index) = indices.iter().find(|i| i.columns.iter().any(|c| c == VECTOR)) else { return Ok(()) };
         let mut direction = vec![0.0; self.design.dimension];
         direction[0] = 1.0;
+        let table = self.lance()?;
         let search = async || {
-            let near = self.table.query().nearest_to(direction)?.column(VECTOR).distance_type(DistanceType::Cosine);
+            let near = table.query().nearest_to(direction)?.column(VECTOR).distance_type(DistanceType::Cosine);
             near.limit(1).execute().await?.try_collect::<Vec<_>>().await
         };
         if let Err(reason) = search().await {
@@ -66,7 +74,7 @@ impl IndexTable {
                 reason,
                 "the ANN index cannot be read; it is made anew, and searches compare all rows until then"
             );
-            self.table.drop_index(&index.name).await.map_err(|e| self.storage(e))?;
+            self.lance()?.drop_index(&index.name).await.map_err(|e| self.storage(e))?;
             self.version = self.table.version().await.map_err(|e| self.storage(e))?;
             // It is looked at as soon as there is no work.
             self.commits += 1;
@@ -74,25 +82,29 @@ impl IndexTable {
         Ok(())
     }
 
+    fn lance(&self) -> Result<&lancedb::Table, Error> {
+        self.table.lance().ok_or_else(|| self.storage(not_lance()))
+    }
+
     /// Brings small fragments together, and removes versions that no search reads any more.
     async fn compact(&self) -> Result<(), Error> {
         let compact = OptimizeAction::Compact { options: CompactionOptions::default(), remap_options: None };
-        self.table.optimize(compact).await.map_err(|e| self.storage(e))?;
+        self.lance()?.optimize(compact).await.map_err(|e| self.storage(e))?;
         let age = i64::try_from(self.design.config.versions_max_age_s).unwrap_or(i64::MAX / 1000);
         let prune = OptimizeAction::Prune {
             older_than: Some(Duration::seconds(age)),
             delete_unverified: None,
             error_if_tagged_old_versions: None,
         };
-        self.table.optimize(prune).await.map_err(|e| self.storage(e))?;
+        self.lance()?.optimize(prune).await.map_err(|e| self.storage(e))?;
         Ok(())
     }
 
     /// The statistics of the ANN index, if there is one.
     pub(super) async fn ann(&self) -> Result<Option<IndexStatistics>, Error> {
-        let indices = self.table.list_indices().await.map_err(|e| self.storage(e))?;
+        let indices = self.lance()?.list_indices().await.map_err(|e| self.storage(e))?;
         match indices.iter().find(|i| i.columns.iter().any(|c| c == VECTOR)) {
-            Some(index) => self.table.index_stats(&index.name).await.map_err(|e| self.storage(e)),
+            Some(index) => self.lance()?.index_stats(&index.name).await.map_err(|e| self.storage(e)),
             None => Ok(None),
         }
     }
@@ -101,7 +113,7 @@ impl IndexTable {
     async fn make_ann(&self) -> Result<bool, Error> {
         let builder =
             IvfFlatIndexBuilder::default().distance_type(DistanceType::Cosine).target_partition_size(PARTITION_ROWS);
-        let made = self.table.create_index(&[VECTOR], Index::IvfFlat(builder)).execute();
+        let made = self.lance()?.create_index(&[VECTOR], Index::IvfFlat(builder)).execute();
         made.await.map_err(|e| self.storage(e)).map(|()| true)
     }
 
@@ -114,7 +126,7 @@ impl IndexTable {
         }
         let parts = ann.num_indices.unwrap_or(0) as usize;
         let options = OptimizeOptions::new().num_indices_to_merge((parts >= PARTS_MAX).then_some(parts));
-        self.table.optimize(OptimizeAction::Index(options)).await.map_err(|e| self.storage(e))?;
+        self.lance()?.optimize(OptimizeAction::Index(options)).await.map_err(|e| self.storage(e))?;
         Ok(true)
     }
 }

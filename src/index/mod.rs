@@ -4,6 +4,7 @@
 //! is searched is a snapshot, and every answer names its position and epoch.
 
 mod announced;
+mod database;
 mod design;
 mod indexer;
 mod json;
@@ -17,6 +18,7 @@ mod tests;
 mod writer;
 
 pub use announced::{Announced, Reached};
+pub use database::{Database, Table};
 pub use design::{Design, MadeOf, missing_columns, problems, refused_columns};
 pub use indexer::Indexer;
 pub use place::{Found, Kept, Place};

@@ -10,18 +10,16 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::sync::Arc;
 
-use lancedb::Connection;
-
 use super::announced::{Announcement, Reached};
 use super::table::Held;
-use super::{Announced, Design, Error, IndexTable};
+use super::{Announced, Database, Design, Error, IndexTable};
 use crate::config;
 use crate::storage::{self, Storage};
 use crate::time::{Epoch, Position};
 
 pub struct Place {
     design: Arc<Design>,
-    connection: Connection,
+    database: Arc<dyn Database>,
     announcement: Announcement,
     announced: Option<Announced>,
     /// The highest number that a table here has.
@@ -51,20 +49,21 @@ impl Place {
     /// Looks at what lies there. An index that is not there is begun. With `anew` another one is to be built in any case, also in the place of what is
     /// another dataflow's.
     pub async fn open(design: Arc<Design>, anew: bool) -> Result<Found, Error> {
+        Place::open_in(None, design, anew).await
+    }
+
+    /// The same with tables that lie in a database of the caller's.
+    pub async fn open_in(database: Option<Arc<dyn Database>>, design: Arc<Design>, anew: bool) -> Result<Found, Error> {
         let uri = &design.config.uri;
         let storage = storage::open(uri, &design.config.options).map_err(|e| design.storage(e))?;
         let lock = if storage.is_folder() { Some(lock(&design, &storage)?) } else { None };
-        let connection = connect(&design.config).await.map_err(|e| design.storage(e))?;
-        let announcement = Announcement::of(&storage, uri, &design.name);
-        let mut place = Place {
-            design,
-            connection,
-            announcement,
-            announced: None,
-            last: None,
-            writer: rand::random(),
-            _lock: lock,
+        let database = match database {
+            Some(database) => database,
+            None => Arc::new(connect(&design.config).await.map_err(|e| design.storage(e))?),
         };
+        let announcement = Announcement::of(&storage, uri, &design.name);
+        let mut place =
+            Place { design, database, announcement, announced: None, last: None, writer: rand::random(), _lock: lock };
         let index = place.find(anew).await?;
         let anew = anew || index.is_err();
         Ok(Found { place, index, anew })
@@ -90,7 +89,7 @@ impl Place {
                 self.announced = Some(announced.clone());
             }
         }
-        let names = self.connection.table_names().execute().await.map_err(|e| self.design.storage(e))?;
+        let names = self.database.names().await.map_err(|e| self.design.storage(e))?;
         let tables: Vec<(u64, String)> = names.into_iter().filter_map(|n| Some((self.number(&n)?, n))).collect();
         let named = self.announced.as_ref().and_then(|a| self.number(&a.table));
         self.last = tables.iter().map(|(number, _)| *number).chain(named).max();
@@ -137,7 +136,7 @@ impl Place {
             ));
         }
         let unreadable = |e: &dyn std::fmt::Display| format!("its table {name} cannot be read: {e}");
-        let table = self.connection.open_table(name).execute().await.map_err(|e| unreadable(&e))?;
+        let table = self.database.open(name).await.map_err(|e| unreadable(&e))?;
         let mut table = IndexTable::new(self.design.clone(), name, table).await.map_err(|e| unreadable(&e))?;
         if table.version < announced.version {
             return Err(format!(
@@ -182,7 +181,7 @@ impl Place {
         let design = &self.design;
         let number = self.last.map_or(0, |last| last + 1);
         let name = if number == 0 { design.name.clone() } else { format!("{}.{number}", design.name) };
-        let made = self.connection.create_empty_table(&name, design.table.clone()).execute().await;
+        let made = self.database.create(&name, design.table.clone()).await;
         let table = IndexTable::new(design.clone(), &name, made.map_err(|e| design.storage(e))?).await?;
         self.last = Some(number);
         Ok(Kept { table, held: Held::default() })
@@ -259,13 +258,13 @@ impl Place {
         if self.number(table).is_none() {
             return;
         }
-        if let Err(e) = self.connection.drop_table(table, &[]).await {
+        if let Err(e) = self.database.remove(table).await {
             tracing::warn!(table, reason = %e, "a table that is no longer the index cannot be removed");
         }
     }
 }
 
-pub(super) async fn connect(config: &config::Index) -> lancedb::Result<Connection> {
+pub(super) async fn connect(config: &config::Index) -> lancedb::Result<lancedb::Connection> {
     let options = config.options.iter().map(|(key, value)| (key.clone(), value.clone()));
     // As often as our own client; Lance's would give up within a second.
     let patient = ("client_max_retries".into(), "10".into());

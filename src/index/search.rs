@@ -18,12 +18,13 @@ use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 use futures::TryStreamExt;
 use futures::future::BoxFuture;
+use lancedb::DistanceType;
 use lancedb::query::{ExecutableQuery, QueryBase, Select};
-use lancedb::{DistanceType, Table};
 
+use super::database::not_lance;
 use super::design::VECTOR;
 use super::json::{keys, rows};
-use super::{Design, Error, IndexTable};
+use super::{Design, Error, IndexTable, Table};
 use crate::dataflow::message;
 use crate::serve::{Hit, Hits, Item, Search, SearchError, Searcher, Shape};
 use crate::time::{Epoch, Position};
@@ -66,7 +67,7 @@ const DISTANCE: &str = "_distance";
 
 /// One state of a table that is searched.
 pub(super) struct Snapshot {
-    table: Table,
+    table: Arc<dyn Table>,
     pub epoch: Epoch,
     pub position: Arc<Position>,
     /// The table's, which is not removed while somebody searches it.
@@ -102,6 +103,12 @@ impl IndexSearcher {
             schema,
             filters: (SessionContext::new(), Arc::new(filters)),
         })
+    }
+
+    /// What is searched, and what its answers say of it.
+    pub(crate) fn state(&self) -> (Arc<dyn Table>, Epoch, Arc<Position>) {
+        let now = self.now();
+        (now.table.clone(), now.epoch, now.position.clone())
     }
 
     pub(super) fn now(&self) -> Arc<Snapshot> {
@@ -182,7 +189,8 @@ impl IndexSearcher {
             wanted.push(self.key.clone());
         }
         wanted.push(DISTANCE.into());
-        let query = snapshot.table.query().nearest_to(vector).map_err(internal)?;
+        let table = snapshot.table.lance().ok_or_else(|| internal(not_lance()))?;
+        let query = table.query().nearest_to(vector).map_err(internal)?;
         let mut query =
             query.column(VECTOR).distance_type(DistanceType::Cosine).limit(k).select(Select::columns(&wanted));
         query = query.nprobes(PROBES).map_err(internal)?;
@@ -222,10 +230,9 @@ impl Searcher for IndexSearcher {
     fn item<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Item, SearchError>> {
         Box::pin(async move {
             let snapshot = self.now();
-            let columns = Select::columns(&self.shape.columns);
-            let query = snapshot.table.query().only_if_expr(self.condition(key)?).limit(1).select(columns);
-            let batches: Vec<RecordBatch> =
-                query.execute().await.map_err(internal)?.try_collect().await.map_err(internal)?;
+            let columns: Vec<&str> = self.shape.columns.iter().map(String::as_str).collect();
+            let found = snapshot.table.scan(&columns, Some(self.condition(key)?), Some(1)).await.map_err(internal)?;
+            let batches: Vec<RecordBatch> = found.try_collect().await.map_err(internal)?;
             for batch in &batches {
                 let keys = keys(batch, &self.key).map_err(internal)?;
                 let rows = rows(batch, &self.shape.columns).map_err(internal)?;
@@ -241,10 +248,8 @@ impl Searcher for IndexSearcher {
         Box::pin(async move {
             let snapshot = self.now();
             let condition = self.condition(key)?;
-            let query =
-                snapshot.table.query().only_if_expr(condition.clone()).limit(1).select(Select::columns(&[VECTOR]));
-            let batches: Vec<RecordBatch> =
-                query.execute().await.map_err(internal)?.try_collect().await.map_err(internal)?;
+            let found = snapshot.table.scan(&[VECTOR], Some(condition.clone()), Some(1)).await.map_err(internal)?;
+            let batches: Vec<RecordBatch> = found.try_collect().await.map_err(internal)?;
             let Some(batch) = batches.iter().find(|b| b.num_rows() > 0) else {
                 return Err(SearchError::NoSuchKey(key.into()));
             };

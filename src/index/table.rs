@@ -6,15 +6,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::{AsArray, FixedSizeBinaryArray, RecordBatch, RecordBatchIterator};
+use arrow::array::{AsArray, FixedSizeBinaryArray, RecordBatch};
 use arrow::datatypes::Float32Type;
 use arrow_row::{RowConverter, SortField};
 use futures::TryStreamExt;
-use lancedb::Table;
-use lancedb::query::{ExecutableQuery, QueryBase, Select};
 
 use super::design::{ROW_HASH, TEXT_HASH, VECTOR};
-use super::{Design, Error};
+use super::{Design, Error, Table};
 
 /// Hashes of what the index holds under a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +27,7 @@ pub type Held = HashMap<Box<[u8]>, Fingerprint>;
 pub struct IndexTable {
     pub(super) design: Arc<Design>,
     pub(super) name: String,
-    pub(super) table: Table,
+    pub(super) table: Arc<dyn Table>,
     pub(super) version: u64,
     pub(super) commits: u64,
     /// How many of the commits were followed by maintenance.
@@ -39,7 +37,7 @@ pub struct IndexTable {
 }
 
 impl IndexTable {
-    pub(super) async fn new(design: Arc<Design>, name: &str, table: Table) -> Result<IndexTable, Error> {
+    pub(super) async fn new(design: Arc<Design>, name: &str, table: Arc<dyn Table>) -> Result<IndexTable, Error> {
         let version = table.version().await.map_err(|e| design.storage(e))?;
         let name = name.to_string();
         Ok(IndexTable { design, name, table, version, commits: 0, maintained: 0, in_use: Arc::default() })
@@ -62,8 +60,7 @@ impl IndexTable {
     pub(super) async fn held(&self) -> Result<(Held, usize), Error> {
         let key = self.design.key();
         let columns = [key.name().as_str(), ROW_HASH, TEXT_HASH];
-        let mut stream =
-            self.table.query().select(Select::columns(&columns)).execute().await.map_err(|e| self.storage(e))?;
+        let mut stream = self.table.scan(&columns, None, None).await.map_err(|e| self.storage(e))?;
         let converter =
             RowConverter::new(vec![SortField::new(key.data_type().clone())]).map_err(|e| self.storage(e))?;
         let (mut held, mut rows) = (HashMap::new(), 0);
@@ -80,7 +77,7 @@ impl IndexTable {
 
     /// What it holds by now, after something has failed of which nobody knows how much was done. Who calls has made sure that nobody else writes.
     pub(super) async fn look_again(&mut self) -> Result<Held, Error> {
-        self.table.checkout_latest().await.map_err(|e| self.storage(e))?;
+        self.table.look_again().await.map_err(|e| self.storage(e))?;
         self.version = self.table.version().await.map_err(|e| self.storage(e))?;
         let (held, rows) = self.held().await?;
         match held.len() == rows {
@@ -94,8 +91,7 @@ impl IndexTable {
         &self,
         mut each: impl FnMut([u8; 16], &[f32]) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let query = self.table.query().select(Select::columns(&[TEXT_HASH, VECTOR]));
-        let mut stream = query.execute().await.map_err(|e| self.storage(e))?;
+        let mut stream = self.table.scan(&[TEXT_HASH, VECTOR], None, None).await.map_err(|e| self.storage(e))?;
         while let Some(batch) = stream.try_next().await.map_err(|e| self.storage(e))? {
             let texts = self.hashes(&batch, 0)?;
             let vectors = batch.column(1).as_fixed_size_list();
@@ -114,16 +110,13 @@ impl IndexTable {
     pub(super) async fn commit(&mut self, upserts: Option<RecordBatch>, deletes: &[String]) -> Result<(), Error> {
         let key = self.design.key().name().clone();
         if let Some(batch) = upserts {
-            let reader = RecordBatchIterator::new([Ok(batch)], self.design.table.clone());
-            let mut merge = self.table.merge_insert(&[&key]);
-            merge.when_matched_update_all(None).when_not_matched_insert_all();
-            let merged = merge.execute(Box::new(reader)).await.map_err(|e| self.storage(e))?;
-            self.follow(merged.version)?;
+            let version = self.table.upsert(&key, batch).await.map_err(|e| self.storage(e))?;
+            self.follow(version)?;
         }
         for some in deletes.chunks(500) {
             let predicate = format!("`{key}` IN ({})", some.join(", "));
-            let deleted = self.table.delete(predicate.as_str()).await.map_err(|e| self.storage(e))?;
-            self.follow(deleted.version)?;
+            let version = self.table.delete(&predicate).await.map_err(|e| self.storage(e))?;
+            self.follow(version)?;
         }
         self.commits += 1;
         Ok(())
@@ -140,13 +133,13 @@ impl IndexTable {
     }
 
     /// The table as it is now, for searches.
-    pub(super) async fn pinned(&self) -> Result<Table, Error> {
-        self.table.checkout_current().await.map_err(|e| self.storage(e))
+    pub(super) async fn pinned(&self) -> Result<Arc<dyn Table>, Error> {
+        self.table.pinned().await.map_err(|e| self.storage(e))
     }
 
     #[cfg(test)]
     pub(super) async fn count(&self) -> usize {
-        self.table.count_rows(None).await.unwrap()
+        self.table.lance().unwrap().count_rows(None).await.unwrap()
     }
 }
 

@@ -4,9 +4,10 @@
 //! and said, never skipped, while the queue fills and who offers waits. A second writer ends the landing, and says so.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+
+use futures::future::AbortHandle;
 
 use super::Error;
 use super::events::Events;
@@ -17,6 +18,7 @@ use super::table::RawTable;
 use crate::config;
 use crate::decode::SchemaStore;
 use crate::source::{Message, MessageBatch};
+use crate::thread::{self, Condvar, JoinHandle};
 use crate::time::Position;
 
 /// What hears of a landing, and of a quarantine. Called by their threads, which wait for the answer.
@@ -104,7 +106,7 @@ impl Landing {
             let _over = over;
             worker.run()
         };
-        Ok(Landing { shared, thread: std::thread::Builder::new().name("landing".into()).spawn(work)? })
+        Ok(Landing { shared, thread: thread::spawn("landing", work)? })
     }
 
     /// Takes a batch, or gives it back: the queue is full, or the landing [has ended](Landing::has_ended).
@@ -172,7 +174,7 @@ struct Source {
     bytes: usize,
     /// Rows since the last snapshot, once they were counted.
     tail_rows: Option<usize>,
-    snapshot: Option<tokio::task::JoinHandle<()>>,
+    snapshot: Option<(JoinHandle<()>, AbortHandle)>,
 }
 
 impl Worker {
@@ -201,18 +203,18 @@ impl Worker {
             if queue.is_closed {
                 return None;
             }
-            let left = due.map_or(age, |due| due.saturating_duration_since(Instant::now()));
+            let left = due.map_or(age, |due| due.saturating_duration_since(thread::now()));
             if left.is_zero() || queue.is_full {
                 return Some(None);
             }
-            queue = self.shared.changed.wait_timeout(queue, left).expect("no holder of this lock panics").0;
+            queue = self.shared.changed.wait_timeout(&self.shared.queue, queue, left).0;
         }
     }
 
     /// Sources whose rows are to be committed: by size, by age, or because there is no room and they hold the most of it.
     fn due(&self) -> Vec<usize> {
         let is_due = |s: &Source| {
-            let age = s.since.map_or(Duration::ZERO, |since| since.elapsed());
+            let age = s.since.map_or(Duration::ZERO, thread::elapsed);
             s.bytes >= self.raw.commit_max_bytes || age >= Duration::from_millis(self.raw.commit_max_age_ms)
         };
         let due: Vec<usize> = (0..self.sources.len()).filter(|n| is_due(&self.sources[*n])).collect();
@@ -236,7 +238,7 @@ impl Worker {
         };
         self.retry(n, |source, runtime| runtime.block_on(source.events.push(batch)))?;
         let source = &mut self.sources[n];
-        source.since.get_or_insert_with(Instant::now);
+        source.since.get_or_insert_with(thread::now);
         source.bytes += weight(batch);
         Ok(())
     }
@@ -282,7 +284,7 @@ impl Worker {
     /// Takes a snapshot beside the landing, when enough has landed since the last.
     fn snapshot(&mut self, n: usize) {
         let source = &mut self.sources[n];
-        if source.snapshot.as_ref().is_some_and(|task| !task.is_finished()) {
+        if source.snapshot.as_ref().is_some_and(|(thread, _)| !thread.is_finished()) {
             return;
         }
         let place = snapshot::Place {
@@ -302,15 +304,15 @@ impl Worker {
         }
         source.tail_rows = Some(0);
         let (schemas, age) = (self.schemas.clone(), Duration::from_secs(self.raw.versions_max_age_s));
-        source.snapshot = Some(self.runtime.spawn(async move {
-            let begun = Instant::now();
+        let (work, abort) = futures::future::abortable(async move {
+            let begun = thread::now();
             match place.take(schemas, age).await {
                 Ok(stats) => {
                     tracing::info!(
                         table = place.location,
                         read = stats.read,
                         kept = stats.kept,
-                        took_ms = begun.elapsed().as_millis() as u64,
+                        took_ms = thread::elapsed(begun).as_millis() as u64,
                         "took a snapshot"
                     );
                 }
@@ -318,7 +320,16 @@ impl Worker {
                     tracing::warn!(table = place.location, error = %e, "no snapshot was taken; a start reads more")
                 }
             }
-        }));
+        });
+        let runtime = self.runtime.clone();
+        let work = move || {
+            // What was aborted has not been made.
+            let _ = runtime.block_on(work);
+        };
+        match thread::spawn("snapshot", work) {
+            Ok(thread) => source.snapshot = Some((thread, abort)),
+            Err(e) => tracing::warn!(error = %e, "a thread for a snapshot cannot be started"),
+        }
     }
 
     /// Tries until it works. What is left when the landing is to stop, Kafka still has.
@@ -338,8 +349,8 @@ impl Worker {
 impl Drop for Source {
     fn drop(&mut self) {
         // What it has not committed is nothing.
-        if let Some(task) = self.snapshot.take() {
-            task.abort();
+        if let Some((_, snapshot)) = self.snapshot.take() {
+            snapshot.abort();
         }
     }
 }

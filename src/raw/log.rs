@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 
 use super::Error;
 use super::columns::merged;
+use crate::thread;
 use crate::time::{Offset, Partition, Position};
 
 /// Where in a commit's information its id stands.
@@ -126,7 +127,7 @@ impl Log {
             .and_then(|s| (&s).try_into_arrow().map_err(|e| Error::lasting(name, e)))?;
         let state =
             State { version: snapshot.version(), metadata: snapshot.metadata().clone(), schema: Arc::new(own), landed };
-        let (checkpointed, vacuumed) = (state.version, Instant::now());
+        let (checkpointed, vacuumed) = (state.version, thread::now());
         Ok(Log { name: name.into(), store, app, state, pending: None, lost: None, checkpointed, vacuumed })
     }
 

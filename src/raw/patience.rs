@@ -1,8 +1,9 @@
 //! Patience is what a thread that writes a table has with its storage: it tries again until the work is done, or is not to be waited for any more.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Error;
+use crate::thread;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
@@ -38,9 +39,9 @@ pub(super) fn retry<T>(
             waited = true;
         }
         waiting(Some(&error.to_string()));
-        let begun = Instant::now();
-        while begun.elapsed() < backoff && (last_tries > 0 || !is_closed()) {
-            std::thread::sleep(BACKOFF_MIN);
+        let begun = thread::now();
+        while thread::elapsed(begun) < backoff && (last_tries > 0 || !is_closed()) {
+            thread::sleep(BACKOFF_MIN);
         }
         backoff = if last_tries > 0 { BACKOFF_MIN } else { (backoff * 2).min(BACKOFF_MAX) };
     }

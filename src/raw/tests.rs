@@ -1,7 +1,5 @@
 //! A raw table under an object store that fails, and under other writers.
 
-pub(super) mod faulty;
-
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,16 +9,22 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
-use self::faulty::{Fate, Faulty};
 use super::files::{DataFile, longs, partitions};
 use super::merge::Merge;
 use super::*;
 use crate::config;
 use crate::decode::{FixedSchemas, Op, RowType};
 use crate::source::MessageBatch;
+use crate::storage::faulty::{Fate, Faulty};
 use crate::time::{Offset, Partition, Position};
 
 impl Faulty {
+    pub(super) fn log_store(&self) -> deltalake::logstore::LogStoreRef {
+        let url = deltalake::ensure_table_uri("memory:///").unwrap();
+        let store: Arc<dyn object_store::ObjectStore> = Arc::new(self.clone());
+        deltalake::logstore::default_logstore(store.clone(), store, &url, &Default::default())
+    }
+
     async fn open(&self) -> RawTable {
         RawTable::with_log_store("memory:///", self.log_store(), "shop", &source().topic).await.unwrap()
     }

@@ -4,7 +4,7 @@
 //! data), so a second writer is noticed here too; removing is never a commit, and takes only files that no version younger than the given age has.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use deltalake::Path;
 use deltalake::checkpoints::{cleanup_expired_logs_for, create_checkpoint};
@@ -18,6 +18,7 @@ use super::Error;
 use super::files::{DataFile, FileWriter};
 use super::log::{Change, Log};
 use super::merge::Merge;
+use crate::thread;
 
 /// A file of this size is not merged any more.
 const SMALL_BYTES: u64 = 32 << 20;
@@ -46,8 +47,8 @@ impl Log {
             self.compact(compact_min_files).await?;
         }
         self.checkpoint().await?;
-        if self.vacuumed.elapsed() >= VACUUM_EVERY {
-            self.vacuumed = Instant::now();
+        if thread::elapsed(self.vacuumed) >= VACUUM_EVERY {
+            self.vacuumed = thread::now();
             self.vacuum(versions_max_age).await?;
         }
         Ok(())

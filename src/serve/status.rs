@@ -235,6 +235,11 @@ impl Status {
         self.now().landed.get_or_insert_default().join(landed);
     }
 
+    /// How far the raw tables have landed.
+    pub fn landed(&self) -> Position {
+        self.now().landed.clone().unwrap_or_default()
+    }
+
     /// Why the raw tables cannot be written, or that they can be again. The index goes on meanwhile, until the queue before them is full.
     pub fn set_raw_waiting(&self, why: Option<String>) {
         self.now().raw_waiting = why;

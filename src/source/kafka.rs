@@ -119,11 +119,6 @@ impl KafkaSource {
         Ok(KafkaSource { consumer, brokers, topics: topics.to_vec(), ready: HashMap::new() })
     }
 
-    /// Bytes that were fetched and not yet polled, as of librdkafka's last report: polling delivers one every second.
-    pub fn queued_bytes(&self) -> usize {
-        self.consumer.context().queued_bytes.load(Ordering::Relaxed) as usize
-    }
-
     fn error(&self, error: &KafkaError) -> Error {
         use RDKafkaErrorCode as Code;
         let (brokers, reason) = (self.brokers.clone(), error.to_string());
@@ -223,6 +218,10 @@ impl Source for KafkaSource {
                 }
             }
         }
+    }
+    /// As of librdkafka's last report: polling delivers one every second.
+    fn queued_bytes(&self) -> usize {
+        self.consumer.context().queued_bytes.load(Ordering::Relaxed) as usize
     }
 }
 

@@ -82,6 +82,11 @@ pub trait Source: Send {
     /// The next messages of any partition: waits up to `timeout`, then answers `None`.
     /// A peer that is away is [`Error::Unavailable`]; the same call may be made again.
     fn poll(&mut self, timeout: Duration) -> Result<Option<MessageBatch>, Error>;
+
+    /// Bytes that were fetched and not polled yet.
+    fn queued_bytes(&self) -> usize {
+        0
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -47,7 +47,7 @@ impl Entries {
         options: &BTreeMap<String, String>,
         bytes: bool,
     ) -> Result<Option<Entries>, Error> {
-        if !location.starts_with("s3://") && !Path::new(location).exists() {
+        if !location.contains("://") && !Path::new(location).exists() {
             return Ok(None);
         }
         Entries::with_log_store(location, store::log_store(location, options)?, bytes).await

@@ -5,14 +5,14 @@
 //! the first after a quiet time goes at once.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::table::{QuarantineTable, weight};
 use crate::decode::{Decoded, Reject};
 use crate::raw::patience::retry;
 use crate::raw::{Error, Observer};
+use crate::thread::{self, Condvar, JoinHandle};
 use crate::time::Coordinates;
 
 const EVERY: Duration = Duration::from_secs(1);
@@ -100,7 +100,7 @@ impl Quarantine {
             let _over = over;
             worker.run()
         };
-        let thread = std::thread::Builder::new().name("quarantine".into()).spawn(work)?;
+        let thread = thread::spawn("quarantine", work)?;
         Ok(Quarantine { shared, waiting, thread: Some(thread) })
     }
 
@@ -168,7 +168,7 @@ impl Gate {
         let mut queue = self.0.queue();
         let offers = queue.taken.offers;
         while queue.settled < offers && !queue.is_over {
-            queue = self.0.changed.wait(queue).expect("no holder of this lock panics");
+            queue = self.0.changed.wait(&self.0.queue, queue);
         }
         queue.settled >= offers
     }
@@ -220,7 +220,7 @@ impl Worker {
                 self.gather(&mut taken, last + EVERY);
             }
             self.keep(&mut taken)?;
-            last = Some(Instant::now());
+            last = Some(thread::now());
             self.settle(&taken);
             self.runtime.block_on(self.table.log.upkeep(COMPACT_MIN_FILES, VERSIONS_MAX_AGE))?;
         }
@@ -234,7 +234,7 @@ impl Worker {
             if queue.is_closed {
                 return None;
             }
-            queue = self.shared.changed.wait(queue).expect("no holder of this lock panics");
+            queue = self.shared.changed.wait(&self.shared.queue, queue);
         }
         Some(queue.taken.drain())
     }
@@ -243,11 +243,11 @@ impl Worker {
     fn gather(&self, taken: &mut Taken, until: Instant) {
         let mut queue = self.shared.queue();
         loop {
-            let left = until.saturating_duration_since(Instant::now());
+            let left = until.saturating_duration_since(thread::now());
             if left.is_zero() || queue.is_full || queue.is_closed {
                 break;
             }
-            queue = self.shared.changed.wait_timeout(queue, left).expect("no holder of this lock panics").0;
+            queue = self.shared.changed.wait_timeout(&self.shared.queue, queue, left).0;
         }
         let more = queue.taken.drain();
         taken.rejects.extend(more.rejects);

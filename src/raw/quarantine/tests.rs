@@ -10,9 +10,9 @@ use super::table::weight;
 use super::*;
 use crate::config;
 use crate::decode::{Change, Counts, Decoded, FixedSchemas, Op, Origin, Rule};
-use crate::raw::tests::faulty::{Fate, Faulty};
 use crate::raw::{Error, Landing, Observer, RawTable};
 use crate::source::MessageBatch;
+use crate::storage::faulty::{Fate, Faulty};
 use crate::time::{Offset, Partition, Position};
 
 async fn table(store: &Faulty) -> QuarantineTable {
