@@ -18,7 +18,8 @@ use crate::serve::{State, Status};
 use crate::thread;
 use crate::time::{Epoch, Position};
 
-/// How long a commit should take, embedding included: the more a machine embeds in this time, the more keys a commit has.
+/// How long a commit should embed: the more a machine embeds in this time, the more keys a commit has. What else it takes, which is long on an
+/// object store, fewer keys would not make shorter.
 const COMMIT_TARGET: Duration = Duration::from_secs(1);
 const COMMIT_FIRST_KEYS: usize = 64;
 /// How long what is pending may go on into the index after the service was told to stop. What is left is found again at the next start: the
@@ -144,7 +145,7 @@ impl Following<'_> {
             self.patiently(|of| runtime.block_on(of.indexer.announce(epoch, &position)))?;
         }
         tracing::info!(rows = orphans.len(), "rows that the view no longer has are removed from the index");
-        self.commit(&orphans, false)
+        self.commit(&orphans, false).map(drop)
     }
 
     fn follow(&mut self) -> Result<(), String> {
@@ -317,11 +318,9 @@ impl Following<'_> {
         Ok(())
     }
 
-    /// Commits, and learns from the time that it takes how many keys the next commit should have.
+    /// Commits, and learns from the time that it embeds how many keys the next commit should have.
     fn paced(&mut self, changes: &[ViewChange], beside: bool, more: bool) -> Result<(), String> {
-        let started = thread::now();
-        self.commit(changes, beside)?;
-        match thread::elapsed(started) {
+        match self.commit(changes, beside)? {
             took if took > COMMIT_TARGET => self.keys_at_once = (self.keys_at_once / 2).max(1),
             took if took < COMMIT_TARGET / 2 && more => {
                 self.keys_at_once = (self.keys_at_once * 2).min(self.of.commit_max_keys);
@@ -331,13 +330,15 @@ impl Following<'_> {
         Ok(())
     }
 
-    /// Commits to the index, or to the table in the making beside it.
-    fn commit(&mut self, changes: &[ViewChange], beside: bool) -> Result<(), String> {
+    /// Commits to the index, or to the table in the making beside it. Says how long it has embedded.
+    fn commit(&mut self, changes: &[ViewChange], beside: bool) -> Result<Duration, String> {
         let started = thread::now();
         let metrics = self.of.status.metrics().clone();
         let progress = self.of.progress.clone();
         let counting = metrics.clone();
-        let mut heard = move |batch: BatchStats| {
+        let mut embedding = Duration::ZERO;
+        let mut heard = |batch: BatchStats| {
+            embedding += batch.took;
             counting.count_embed_batch(batch.tokens, batch.padded_tokens - batch.tokens, batch.max_tokens, batch.took);
             progress(batch);
         };
@@ -356,7 +357,7 @@ impl Following<'_> {
             metrics.index_commits.inc();
             metrics.index_commit_seconds.observe(thread::elapsed(started).as_secs_f64());
         }
-        Ok(())
+        Ok(embedding)
     }
 
     /// Shows what is in the index; `whole` says that it is all that was taken.

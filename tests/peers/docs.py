@@ -11,6 +11,7 @@ import argparse
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -74,13 +75,16 @@ def main():
             **os.environ, "KAFKA": f"{HOST}:{PORTS['kafka']}", "CONNECT": f"http://{HOST}:{PORTS['connect']}",
             "REGISTRY": f"http://{HOST}:{PORTS['registry']}/apis/ccompat/v7", "PROMETHEUS": f"http://{HOST}:{PORTS['prometheus']}",
             "FRESHET": f"http://{LISTEN}", "BIN": str(program), "DATA": str(freshet.folder / "data"), "SCRATCH": str(folder),
-            "TOPICS": " ".join(peers.topics_command()),
             "CDC_PASSWORD": CONNECT_ENVIRONMENT["POSTGRES_PASSWORD"],
             "PSQL": f"psql -h {HOST} -p {PORTS['postgres']} -U postgres -d shop -v ON_ERROR_STOP=1",
         }
         ran = 0
         try:
             peers.start("postgres", "kafka", "registry", "connect", "prometheus")
+            tool = folder / "kafka-topics.sh"
+            tool.write_text(f'#!/bin/sh\nexec {shlex.join(peers.topics_command())} "$@"\n')
+            tool.chmod(0o755)
+            environment["TOPICS"] = str(tool)
             subprocess.run([*Database.command, "-d", "postgres", "-c", "create database shop"], check=True)
             Database().run(SHOP)
             for path in DOCS:

@@ -200,9 +200,11 @@ class Freshet:
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def rows(self):
-        """The whole index: the nearest of all to any vector are all."""
+        """The whole index: the nearest of all to any vector are all. None while it is not open."""
         body = {"vector": [1.0] + [0.0] * (DIMENSION - 1), "k": 100_000}
         status, answer = http("POST", f"http://{LISTEN}/v1/search", body, timeout=60)
+        if status == 503:
+            return {}
         if status != 200:
             raise PeerError(f"the search was answered {status}: {answer[:500].decode()}")
         hits = read(answer)["hits"]
@@ -315,7 +317,8 @@ class Scenario:
         try:
             await_true("the index equals the view", equal, SETTLE_SECONDS, pause=1, alive=freshet.assert_alive)
         except PeerError as error:
-            raise PeerError("\n  ".join([str(error), *last, json.dumps(freshet.status())])) from None
+            status = [] if freshet.ended() else [json.dumps(freshet.status())]
+            raise PeerError("\n  ".join([str(error), *last, *status])) from None
         say(f"  {len(expected)} rows equal, value by value")
 
     # ---- the steps ----------------------------------------------------------------------------------------------------------
