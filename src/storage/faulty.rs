@@ -1,6 +1,5 @@
 //! A store in memory whose writes fail as they are told to: with and without having done their work.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -66,8 +65,9 @@ impl Faulty {
     }
 
     /// The next writes meet these fates one after the other; then they work.
+    #[cfg(test)]
     pub fn will(&self, fates: &[Fate]) {
-        let mut fates: VecDeque<Fate> = fates.iter().copied().collect();
+        let mut fates: std::collections::VecDeque<Fate> = fates.iter().copied().collect();
         *lock(&self.0.judge) = Box::new(move |_| fates.pop_front().unwrap_or(Fate::Works));
     }
 
