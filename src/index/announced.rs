@@ -104,7 +104,11 @@ impl Announcement {
         if !self.is_shared {
             return Ok(());
         }
-        let found = self.store.head(&self.at).await.map_err(|e| self.failed(&e))?;
+        let found = match self.store.head(&self.at).await {
+            // Nothing is announced before the first index is whole.
+            Err(object_store::Error::NotFound { .. }) if self.seen.is_none() => return Ok(()),
+            found => found.map_err(|e| self.failed(&e))?,
+        };
         if self.seen.as_ref().is_none_or(|seen| seen.e_tag != found.e_tag) {
             self.ours(writer).await?;
         }

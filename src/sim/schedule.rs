@@ -3,6 +3,7 @@
 //! The invariant: the same seed is the same schedule, on any machine. At its end everything is left alone until it has caught up, and is checked;
 //! then one more process may start, and finds nothing to do.
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -54,6 +55,8 @@ pub struct Schedule {
     database: Database,
     runtime: Handle,
     is_long: bool,
+    /// The embedding store has lost what the index has, and no process has begun since, which would give it back.
+    lacks: Cell<bool>,
     _named: Named,
 }
 
@@ -145,6 +148,7 @@ impl Schedule {
             database,
             runtime,
             is_long,
+            lacks: Cell::new(false),
             _named: named,
         }
     }
@@ -231,7 +235,9 @@ impl Schedule {
             return Err(what.into());
         }
         let leavings = self.leavings();
-        self.runtime.block_on(leavings.embeddings())?;
+        if !self.lacks.get() {
+            self.runtime.block_on(leavings.embeddings())?;
+        }
         let settled = ended == Ok(true);
         if settled {
             passed.checks += 1;
@@ -256,6 +262,7 @@ impl Schedule {
             Err(e) if life.troubles > 0.0 && e.to_string().contains("faulty") => return Ok(false),
             Err(e) => return Err(e.to_string()),
         };
+        self.lacks.set(false);
         let ended = self.watch(life, &status, &searcher);
         engine.tell_to_stop();
         engine.join();
@@ -358,7 +365,9 @@ impl Schedule {
             }
             18..36 => world.shop.arrive(&mut world.rng),
             36..38 => world.shop.resend(&mut world.rng),
-            38 => self.turns.skip(AN_HOUR),
+            // Nobody waits for so long for storage that fails.
+            38 if !world.is_troubled() => self.turns.skip(AN_HOUR),
+            38 => {}
             _ => {
                 // Kafka forgets, but nothing that has not landed.
                 let landed = status.map(Status::landed).unwrap_or_default();
@@ -393,6 +402,7 @@ impl Schedule {
             _ => {
                 let mut world = lock(&self.world);
                 world.note("  the embedding store is lost");
+                self.lacks.set(true);
                 std::fs::remove_dir_all(&self.dataflow.config.embed.store).map_err(|e| e.to_string())?;
                 let rows = self.runtime.block_on(self.leavings().index())?;
                 world.watch.lost_vectors(&rows.map(|(rows, _)| Shown::all(&rows)).unwrap_or_default());

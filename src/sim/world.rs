@@ -132,6 +132,11 @@ impl World {
         self.is_settled = true;
     }
 
+    /// Whether something may fail in passing.
+    pub fn is_troubled(&self) -> bool {
+        self.troubles > 0.0
+    }
+
     pub fn is_dead(&self) -> bool {
         self.dead
     }
