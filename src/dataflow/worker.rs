@@ -41,6 +41,9 @@ const STACK_BYTES: usize = 64 << 20;
 /// Epochs that may be under way; more would only wait.
 const EPOCHS_IN_FLIGHT: usize = 8;
 
+/// How long a worker may go on waiting for one that has panicked.
+const DEAD_AFTER: Duration = Duration::from_millis(100);
+
 /// The workers are gone: they were shut down, or one of them panicked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the dataflow has stopped")]
@@ -89,7 +92,8 @@ impl Engine {
                 run(worker, &of_workers, &row_types, &failures, &counters, &of_feed, seed);
                 // The others only have their share of the work, and end when the first one has closed its inputs.
                 while worker.has_dataflows() && !of_feed.load(Ordering::SeqCst) {
-                    worker.step_or_park(None);
+                    // Nobody wakes a worker to tell it of another one's panic.
+                    worker.step_or_park(Some(DEAD_AFTER));
                 }
             };
             if std::panic::catch_unwind(AssertUnwindSafe(work)).is_err() {
