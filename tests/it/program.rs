@@ -165,18 +165,25 @@ async fn a_program_ends_in_the_midst_of_its_first_embedding() {
 }
 
 #[test]
-fn a_peer_that_refuses_for_good_is_code_3() {
+fn what_a_configuration_cannot_mean_is_code_2_and_an_index_in_use_code_3() {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("data"), "a file where a folder should be").unwrap();
+    let data = folder.path().join("data");
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("dataflows/product");
-    let run = Command::new(env!("CARGO_BIN_EXE_freshet"))
-        .arg("run")
-        .arg(shipped)
-        .env("FRESHET_DATA_DIR", folder.path().join("data"))
-        .env("FRESHET_LISTEN", "127.0.0.1:0")
-        .output()
-        .unwrap();
-    let said = String::from_utf8(run.stderr).unwrap();
-    assert_eq!(run.status.code(), Some(3), "{said}");
-    assert!(said.contains(&*folder.path().join("data").to_string_lossy()), "{said}");
+    let run = || {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_freshet"));
+        program.arg("run").arg(&shipped).env("FRESHET_DATA_DIR", &data).env("FRESHET_LISTEN", "127.0.0.1:0");
+        let run = program.output().unwrap();
+        (run.status.code(), String::from_utf8(run.stderr).unwrap())
+    };
+    std::fs::write(&data, "a file where a folder should be").unwrap();
+    let (code, said) = run();
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains(&format!("{} is a file", data.display())), "{said}");
+    std::fs::remove_file(&data).unwrap();
+    std::fs::create_dir_all(data.join("index")).unwrap();
+    let lock = std::fs::File::create(data.join("index/product.lock")).unwrap();
+    lock.lock().unwrap();
+    let (code, said) = run();
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("in use by another process"), "{said}");
 }
