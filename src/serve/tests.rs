@@ -19,8 +19,8 @@ struct StandIn {
     /// How many searches have begun, and what lets those end that wait.
     begun: AtomicUsize,
     go_on: Notify,
-    /// While it is held, the query "held" is embedded.
-    hold: std::sync::Mutex<()>,
+    /// Until its other end goes, the query "held" is embedded.
+    hold: std::sync::Mutex<Option<std::sync::mpsc::Receiver<()>>>,
 }
 
 impl StandIn {
@@ -96,7 +96,8 @@ impl Searcher for StandIn {
 impl EmbedQuery for StandIn {
     fn embed_query(&self, text: &str) -> Result<Vec<f32>, SearchError> {
         if text == "held" {
-            drop(self.hold.lock());
+            let held = self.hold.lock().unwrap().take();
+            assert!(held.is_some_and(|held| held.recv().is_err()));
         }
         let axis = text.len() % 3;
         Ok((0..3).map(|n| if n == axis { 1.0 } else { 0.5 / (n + 1) as f32 }).collect())
@@ -320,7 +321,8 @@ async fn no_request_outlives_its_time() {
 #[tokio::test]
 async fn a_query_that_is_still_embedded_has_its_place_after_its_time_was_up() {
     let api = Api::open(|c| (c.concurrency_max, c.timeout_ms) = (1, 200)).await;
-    let held = api.stand_in.hold.lock().unwrap();
+    let (held, hold) = std::sync::mpsc::channel();
+    *api.stand_in.hold.lock().unwrap() = Some(hold);
     assert_eq!(failure(api.search(json!({"query": "held"})).await).await.1, "timeout");
     assert_eq!(failure(api.search(json!({"query": "a"})).await).await.1, "overloaded");
     assert_eq!(api.status.metrics().searches_running.get(), 1);
