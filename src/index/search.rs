@@ -119,7 +119,7 @@ impl IndexSearcher {
     fn planned(&self, filter: &str) -> Result<Expr, SearchError> {
         bounded(filter)?;
         let (context, schema) = &self.filters;
-        let bad = |e: datafusion::error::DataFusionError| SearchError::BadFilter(message(&e));
+        let bad = |e: datafusion::error::DataFusionError| SearchError::BadFilter(told(&message(&e)));
         let expr = context.parse_sql_expr(filter, schema).map_err(bad)?;
         let mut refused = None;
         expr.apply(|e| {
@@ -267,6 +267,15 @@ impl Searcher for IndexSearcher {
     }
 }
 
+/// What DataFusion says of a filter, without its advice to those who configure it and to those who have its functions.
+fn told(message: &str) -> String {
+    if let Some((name, _)) = message.strip_prefix("Invalid function '").and_then(|rest| rest.split_once('\'')) {
+        return format!("a filter can have no {name}(); its functions are {}", FILTER_FUNCTIONS.join(", "));
+    }
+    let sentences = message.split(". ").filter(|sentence| !sentence.contains("datafusion."));
+    sentences.collect::<Vec<_>>().join(". ")
+}
+
 /// Why a filter can have no such part, if it cannot.
 fn refusal(expr: &Expr) -> Option<String> {
     let no =
@@ -302,6 +311,11 @@ fn bounded(filter: &str) -> Result<(), SearchError> {
     let tokens = Tokenizer::new(&GenericDialect {}, filter).tokenize();
     let tokens = tokens.map_err(|e| SearchError::BadFilter(format!("{}{}", e.message, e.location)))?;
     let tokens: Vec<Token> = tokens.into_iter().filter(|token| !matches!(token, Token::Whitespace(_))).collect();
+    if tokens.iter().any(
+        |token| matches!(token, Token::Word(word) if word.keyword == Keyword::SELECT && word.quote_style.is_none()),
+    ) {
+        return Err(SearchError::BadFilter("a filter is about one row: it can have no SELECT".into()));
+    }
     let nests = |n: usize| match &tokens[n] {
         Token::Word(word) => word.keyword != Keyword::NoKeyword,
         Token::Number(..) | Token::Comma | Token::SingleQuotedString(_) => false,
@@ -338,6 +352,11 @@ fn bounded(filter: &str) -> Result<(), SearchError> {
 fn without_place(reason: &str) -> String {
     let first = reason.lines().next().unwrap_or_default();
     let said = first.split(", rust/").next().unwrap_or(first).split(", /").next().unwrap_or(first);
+    // Where it happened among LanceDB's parts is told by what goes before.
+    let said = said.rsplit_once("filter expression to batch: ").map_or(said, |(_, said)| said);
+    let said = ["lance error: ", "Query Execution error: ", "Internal error: "]
+        .iter()
+        .fold(said, |said, kind| said.strip_prefix(kind).unwrap_or(said));
     said.trim_end_matches(|c: char| c == ',' || c.is_whitespace()).to_string()
 }
 

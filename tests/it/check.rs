@@ -195,6 +195,12 @@ fn names_are_looked_at_also_where_a_mistake_keeps_the_sql_from_being_planned() {
         "models/v.sql:2: Unsupported SQL type strnig",
     ];
     is_said(&first, &expect);
+    // Where the name of a column is itself the mistake, nobody can say what it was to be.
+    let misnamed = [
+        ("models/a.sql", "select id, t.nam, price from {{ source('s', 't') }} t"),
+        ("models/v.sql", "select id, name from {{ ref('a') }}"),
+    ];
+    is_said(&folder(INDEX, &misnamed), &["models/a.sql:1: No field named t.nam"]);
     // A wrong key of a source leaves its columns as they are.
     let keyed = folder(wrong, &[VIEW]);
     let toml = std::fs::read_to_string(keyed.path().join("dataflow.toml")).unwrap();

@@ -207,11 +207,13 @@ impl<'a> Builder<'a> {
         let lowered = match done {
             Ok(lowered) => lowered,
             Err(trouble) => {
+                let told = self.mistakes.len();
                 self.blame(at, &query, &trouble).await;
                 if let Trouble::Query(e) = &trouble {
                     self.further(at, &query, e).await;
                 }
                 self.outlined(at, &query).await;
+                self.forget_misnamed(at, told);
                 return false;
             }
         };
@@ -287,6 +289,15 @@ impl<'a> Builder<'a> {
         }
         if let Some(columns) = outline(&query.ast, &|relation| read.get(relation).cloned()) {
             self.outlines.insert(name.into(), columns);
+        }
+    }
+
+    /// Knows nothing of a step's columns any more when one of them has a name that is itself a mistake: nobody can say what it was to be.
+    fn forget_misnamed(&mut self, at: usize, told: usize) {
+        let wrong: Vec<String> = self.mistakes[told..].iter().filter_map(Mistake::misnamed).collect();
+        let Some(name) = self.steps[at].defines() else { return };
+        if self.outlines.get(name).is_some_and(|columns| columns.iter().any(|column| wrong.contains(column))) {
+            self.outlines.remove(name);
         }
     }
 

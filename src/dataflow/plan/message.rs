@@ -48,7 +48,13 @@ pub(super) fn subject(error: &DataFusionError) -> String {
     let text = message(error);
     let sentence = text.split(". ").next().unwrap_or_default();
     match sentence.strip_prefix("No field named ") {
-        Some(name) => name.rsplit('.').next().unwrap_or_default().trim_matches('"').into(),
+        Some(name) => column(name),
         None => sentence.into(),
     }
+}
+
+/// The column of a name such as `table."column"`, which a sentence begins with.
+pub(super) fn column(name: &str) -> String {
+    let name = name.split(". ").next().unwrap_or_default();
+    name.rsplit('.').next().unwrap_or_default().trim_matches('"').into()
 }

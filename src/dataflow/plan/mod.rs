@@ -87,6 +87,14 @@ pub enum Mistake {
     Test { declared: String, reason: String },
 }
 
+impl Mistake {
+    /// The name of the column that is not there, if that is the mistake.
+    fn misnamed(&self) -> Option<String> {
+        let Mistake::At { reason, .. } = self else { return None };
+        Some(message::column(reason.strip_prefix("No field named ")?))
+    }
+}
+
 /// What is planned, beside the tables that it reads.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Project<'a> {

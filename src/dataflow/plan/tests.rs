@@ -185,7 +185,7 @@ fn a_node_that_cannot_be_maintained_has_its_own_line() {
 #[test]
 fn every_mistake_is_told_and_none_that_follows_from_another() {
     let found = mistakes(&[
-        ("a", "select id, at,\nnam from s__t"),
+        ("a", "select id, at,\nnam as name from s__t"),
         // It reads what is wrong: its names are looked at, and no more, as no type is known.
         ("b", "select nothing, id + at as x from a"),
         ("c", "select id from a\nprewhere id > 1"),
