@@ -4,6 +4,7 @@
 mod catalogue;
 mod changelog;
 mod office;
+mod phrases;
 mod prose;
 mod rows;
 mod shop;

@@ -6,7 +6,8 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
-use super::catalogue::{CLOSERS, Group, LOOKS, SERIES, VERDICTS};
+use super::catalogue::Group;
+use super::phrases::{CLOSERS, LOOKS, SERIES, VERDICTS};
 
 pub(super) fn pick<T: Copy>(rng: &mut StdRng, from: &[T]) -> T {
     *from.choose(rng).expect("no list of the catalogue is empty")

@@ -1,12 +1,15 @@
 //! Building plans one step after the other, and goes on after a mistake.
 //!
-//! The invariant: every step is looked at once. One that reads what is not there because of another's mistake is parsed and then left alone,
-//! so that each mistake is told once; all others are planned as if there were no mistake anywhere.
+//! The invariant: every step is looked at once. Of one that reads what is not there because of another's mistake only names are looked
+//! at, so that each mistake is told once; all others are planned as if there were no mistake anywhere.
+
+mod blame;
+mod names;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::datatypes::{Schema, SchemaRef};
 use datafusion::common::TableReference;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::datasource::empty::EmptyTable;
@@ -17,15 +20,14 @@ use datafusion::sql::sqlparser::ast;
 
 use super::context::context;
 use super::lower::{Lowering, Refusal, Relations};
-use super::message::{self, leaves, message};
+use super::message::{leaves, message};
 use super::nesting;
-use super::outline::{Outline, outline};
-use super::place::{Change, blamed, forget};
-use super::query::{self, Fault, Query};
+use super::outline::Outline;
+use super::query::{self, Query};
 use super::steps::{From, Step, Work};
 use super::subquery;
 use super::{Mistake, Plan, PlanError, Shown, Table, TestOutput};
-use crate::config::{DataTest, Severity};
+use crate::config::Severity;
 use crate::dataflow::graph::{Graph, NodeId, Operator};
 
 /// What stands between a query and its operators.
@@ -183,13 +185,14 @@ impl<'a> Builder<'a> {
                 return false;
             }
         };
+        let told = self.mistakes.len();
         match query.relations(&state) {
             Ok(read) if read.iter().any(|name| self.absent.contains(name)) => {
                 match &step.from {
                     From::Test(test) if !test.columns().is_empty() => self.untestable(test).await,
                     _ => self.named(at, &query, &read).await,
                 }
-                self.outlined(at, &query).await;
+                self.outlined(at, &query, told).await;
                 return false;
             }
             _ => {}
@@ -207,13 +210,11 @@ impl<'a> Builder<'a> {
         let lowered = match done {
             Ok(lowered) => lowered,
             Err(trouble) => {
-                let told = self.mistakes.len();
                 self.blame(at, &query, &trouble).await;
                 if let Trouble::Query(e) = &trouble {
                     self.further(at, &query, e).await;
                 }
-                self.outlined(at, &query).await;
-                self.forget_misnamed(at, told);
+                self.outlined(at, &query, told).await;
                 return false;
             }
         };
@@ -240,73 +241,6 @@ impl<'a> Builder<'a> {
             }),
         }
         true
-    }
-
-    /// Tells of a test that cannot be planned which of its columns are not there.
-    async fn untestable(&mut self, test: &DataTest) {
-        for (relation, column) in test.columns() {
-            let has = self.outline_of(relation).await.filter(|has| !has.iter().any(|name| name == column));
-            if let Some(has) = has {
-                let reason = format!("{relation} has no column {column}; it has {}", has.join(", "));
-                self.mistakes.push(Mistake::Test { declared: test.declared.clone(), reason });
-            }
-        }
-    }
-
-    /// Tells of names that are nowhere in a step that cannot be planned: its relations have the columns of their outlines, of no type.
-    async fn named(&mut self, at: usize, query: &Query, read: &[String]) {
-        for relation in read.iter().filter(|name| self.absent.contains(*name)) {
-            let Some(columns) = self.outlines.get(relation) else { return };
-            let distinct: BTreeSet<&String> = columns.iter().collect();
-            let fields = distinct.into_iter().map(|name| Field::new(name, DataType::Null, true));
-            self.define(relation, &Arc::new(Schema::new(fields.collect::<Vec<_>>())));
-        }
-        let Err(Trouble::Query(e)) = self.planned(&query.ast).await else { return };
-        // Whatever else is said may come from a type that is not known.
-        let is_of_names = |e: &DataFusionError| {
-            ["No field named ", "Invalid function ", "Unsupported SQL type "]
-                .iter()
-                .any(|of| message(e).starts_with(of))
-        };
-        if leaves(&e).all(is_of_names) {
-            let trouble = Trouble::Query(e);
-            self.blame(at, query, &trouble).await;
-            if let Trouble::Query(e) = &trouble {
-                self.further(at, query, e).await;
-            }
-        }
-    }
-
-    /// Keeps the names of the columns of a step that cannot be planned.
-    async fn outlined(&mut self, at: usize, query: &Query) {
-        let step = &self.steps[at];
-        let Some(name) = step.defines() else { return };
-        let mut read = HashMap::new();
-        for relation in query.relations(&self.context.state()).unwrap_or_default() {
-            if let Some(columns) = self.outline_of(&relation).await {
-                read.insert(relation, columns);
-            }
-        }
-        if let Some(columns) = outline(&query.ast, &|relation| read.get(relation).cloned()) {
-            self.outlines.insert(name.into(), columns);
-        }
-    }
-
-    /// Knows nothing of a step's columns any more when one of them has a name that is itself a mistake: nobody can say what it was to be.
-    fn forget_misnamed(&mut self, at: usize, told: usize) {
-        let wrong: Vec<String> = self.mistakes[told..].iter().filter_map(Mistake::misnamed).collect();
-        let Some(name) = self.steps[at].defines() else { return };
-        if self.outlines.get(name).is_some_and(|columns| columns.iter().any(|column| wrong.contains(column))) {
-            self.outlines.remove(name);
-        }
-    }
-
-    async fn outline_of(&self, relation: &str) -> Option<Outline> {
-        if self.absent.contains(relation) {
-            return self.outlines.get(relation).cloned();
-        }
-        let table = self.context.table_provider(TableReference::bare(relation)).await.ok()?;
-        Some(table.schema().fields().iter().map(|f| f.name().clone()).collect())
     }
 
     /// The view stands under its name like any model; reading it once more gives its columns and its node.
@@ -410,86 +344,6 @@ impl<'a> Builder<'a> {
         Ok(Lowered { plan, schema, node })
     }
 
-    /// Tells what is wrong with a step, at the model that it is wrong in: that may be one that is a part of the query.
-    async fn blame(&mut self, at: usize, query: &Query, trouble: &Trouble) {
-        let reasons = trouble.reasons();
-        let mut found = Vec::new();
-        for (n, reason) in reasons.iter().enumerate() {
-            let (at, line) = match trouble {
-                Trouble::TooLarge(_) => (at, query.line("")),
-                Trouble::Query(e) => match leaves(e).nth(n).and_then(message::start) {
-                    Some(start) => (at, start.line),
-                    None => (at, self.searched(query, &reasons, n, Stage::Planned, "").await),
-                },
-                Trouble::Whole(_) | Trouble::Refused(_) => {
-                    let stage = if let Work::Look(_) = self.steps[at].work { Stage::Optimised } else { Stage::Lowered };
-                    let (at, query) = self.culprit(at, query, reason, stage).await;
-                    let word = if let Trouble::Refused(refusal) = trouble { &refusal.word } else { "" };
-                    (at, self.searched(query, &reasons, n, stage, word).await)
-                }
-            };
-            found.push(self.steps[at].mistake(Fault::new(line, reason)));
-        }
-        self.mistakes.extend(found);
-    }
-
-    /// Tells what else is wrong with a query whose planning ended at an error: null stands for what is not there, which is of any type. Only
-    /// errors that have a place of their own are told, since others may come from the null.
-    async fn further(&mut self, at: usize, query: &Query, error: &DataFusionError) {
-        let mut ast = query.ast.clone();
-        let mut told: BTreeSet<String> = leaves(error).map(message::subject).collect();
-        let mut forgotten = BTreeSet::new();
-        let mut places: Vec<_> = leaves(error).filter_map(message::start).collect();
-        // Each round forgets what was not forgotten before.
-        while !places.is_empty() {
-            for place in places.drain(..).filter(|place| forgotten.insert(*place)) {
-                forget(&mut ast, place);
-            }
-            let Err(Trouble::Query(e)) = self.planned(&ast).await else { return };
-            for e in leaves(&e) {
-                let Some(start) = message::start(e).filter(|start| !forgotten.contains(start)) else { continue };
-                places.push(start);
-                if told.insert(message::subject(e)) {
-                    self.mistakes.push(self.steps[at].mistake(Fault::new(start.line, message(e))));
-                }
-            }
-        }
-    }
-
-    /// The line of the expression that the query's `n`th trouble comes from: one that has `word` in it, if there is any.
-    async fn searched(&self, query: &Query, reasons: &[String], n: usize, stage: Stage, word: &str) -> u64 {
-        let reason = &reasons[n];
-        let changed = async |changed: &ast::Query| match self.attempt(changed, stage).await {
-            Ok(()) => Change::Gone,
-            Err(now) if now.contains(reason) => Change::Same,
-            Err(now) if now.iter().all(|r| reasons.contains(r)) => Change::Gone,
-            Err(_) => Change::Other,
-        };
-        // What the query alone does not have is not in one of its expressions.
-        if changed(&query.ast).await != Change::Same {
-            return query.line(word);
-        }
-        if let Some(line) = blamed(&query.ast, |expr| query.names(expr, word), &changed).await {
-            return line;
-        }
-        match query.has(word) {
-            true => query.line(word),
-            false => blamed(&query.ast, |_| true, &changed).await.unwrap_or(query.line("")),
-        }
-    }
-
-    /// The first step that has the same trouble by itself, among those that are a part of this one.
-    async fn culprit<'b>(&'b self, at: usize, query: &'b Query, reason: &String, stage: Stage) -> (usize, &'b Query) {
-        for part in self.parts_of(query) {
-            if let Some(query) = self.queries.get(&part)
-                && self.attempt(&query.ast, stage).await.is_err_and(|reasons| reasons.contains(reason))
-            {
-                return (part, query);
-            }
-        }
-        (at, query)
-    }
-
     /// The steps that are a part of a query.
     fn parts_of(&self, query: &Query) -> BTreeSet<usize> {
         let state = self.context.state();
@@ -506,25 +360,6 @@ impl<'a> Builder<'a> {
         }
         parts
     }
-
-    /// What is wrong with a query, were it a step now.
-    async fn attempt(&self, query: &ast::Query, stage: Stage) -> Result<(), Vec<String>> {
-        let plan = self.planned(query).await.map_err(|trouble| trouble.reasons())?;
-        let tried = match stage {
-            Stage::Planned => Ok(()),
-            Stage::Optimised => self.context.state().optimize(&plan).map(drop).map_err(Trouble::Whole),
-            Stage::Lowered => self.lowered(&plan, "", &mut self.graph.clone()).map(drop),
-        };
-        tried.map_err(|trouble| trouble.reasons())
-    }
-}
-
-/// How far a query is followed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    Planned,
-    Optimised,
-    Lowered,
 }
 
 /// A function whose answer depends on more than its arguments, looked for before the optimiser turns it into a constant.
