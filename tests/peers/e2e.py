@@ -133,7 +133,7 @@ class Freshet:
             **os.environ, "KAFKA_BOOTSTRAP_SERVERS": f"{HOST}:{PORTS['kafka']}",
             "SCHEMA_REGISTRY_URL": f"http://{HOST}:{PORTS['registry']}/apis/ccompat/v7",
             "FRESHET_DATA_DIR": str(self.folder / "data"), "FRESHET_LISTEN": LISTEN,
-            "RAW_URI": self.raw, "S3_ENDPOINT": f"http://{HOST}:{PORTS['s3']}",
+            "RAW_URI": self.raw, "INDEX_URI": f"s3://{BUCKET}/index", "S3_ENDPOINT": f"http://{HOST}:{PORTS['s3']}",
             "AWS_ACCESS_KEY_ID": S3_KEYS[0], "AWS_SECRET_ACCESS_KEY": S3_KEYS[1],
         }
 
@@ -599,7 +599,16 @@ class Scenario:
             """)
         self.equals(self.second, self.mariadb.view())
 
-    def step_24_mariadb_killed(self):
+    def step_24_storage_of_the_index_killed(self):
+        since = self.second.logged()
+        self.peers.kill("s3")
+        self.mariadb.run("update shop.product set name = concat(name, ' (no storage)') where id between 2 and 60;")
+        self.second.await_said(["the index waits"], since)
+        self.peers.start("s3")
+        self.second.await_said(["the index goes on"], since)
+        self.equals(self.second, self.mariadb.view())
+
+    def step_25_mariadb_killed(self):
         make = lambda n: f"update shop.product set name = concat('no. {n} ', id), price = price + 1 where id between {230 + n % 5} and 240;"
         writer = Writer(self.mariadb, make, patient=True)
         await_true("the shop trades", lambda: writer.transactions > 10, SETTLE_SECONDS)

@@ -61,7 +61,7 @@ S3_KEYS = ("freshet", "freshet-secret")
 BUCKET = "freshet"
 # A peer stands after those that it needs; they are stopped the other way round.
 ORDER = list(PORTS)
-START_SECONDS = 180
+START_SECONDS = 300
 STOP_SECONDS = 60
 # These live for minutes on few cores: the first compiler and the simplest collector start fastest.
 JAVA = ["java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
