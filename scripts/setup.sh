@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building Freshet needs and this machine lacks: Debian packages and the Rust toolchain that
-# rust-toolchain.toml names. Says nothing and changes nothing when everything is there. Output goes to stderr.
+# rust-toolchain.toml names. Says nothing and changes nothing when everything is there, but for the age of one file when another checkout was
+# built last. Output goes to stderr.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -44,4 +45,13 @@ found="$(cargo --version 2>/dev/null | cut -d' ' -f2)"
 if [ "$(printf '%s\n%s\n' "$wanted" "${found:-0}" | sort -V | head -n1)" != "$wanted" ]; then
     echo "setup: Rust ${found:-none} was found, $wanted is wanted: see https://rustup.rs" >&2
     exit 1
+fi
+
+# Checkouts share the build's folder, and cargo asks only whether files are newer than what it built: it would take what another checkout built
+# later for this one's.
+built="${CARGO_TARGET_DIR:-$HOME/.cache/freshet/target}/checkout"
+if [ "$(cat "$built" 2>/dev/null)" != "$PWD" ]; then
+    mkdir -p "$(dirname "$built")"
+    touch src/lib.rs
+    printf '%s\n' "$PWD" >"$built"
 fi

@@ -271,6 +271,8 @@ class Scenario:
             "postgres-product", heartbeat__interval__ms="1000",
             # A partition that a topic has gained is used within a second, not five minutes.
             producer__override__metadata__max__age__ms="1000",
+            # The converter does not look at its schemas again in the moment in which the registry is empty, and make them anew there.
+            **{f"{part}.converter.apicurio.registry.check-period-ms": "3600000" for part in ("key", "value")},
             # A truncate stands in one partition only, and is about the rows of all of them: the table that is truncated has one.
             topic__creation__groups="rows,one", topic__creation__one__include="shop\\.public\\.review",
             topic__creation__one__partitions="1", topic__creation__one__replication__factor="-1",
@@ -442,6 +444,7 @@ class Scenario:
         status, export = http("GET", f"{admin}/export")
         writer = Writer(self.database, self.shopping(4_000_001))
         since = self.freshet.logged()
+        await_true("the shop trades", lambda: writer.error or writer.transactions > 10, SETTLE_SECONDS)
         self.peers.kill("registry")
         self.freshet.await_said(["registry", "does not answer"], since)
         self.peers.start("registry")
