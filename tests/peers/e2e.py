@@ -585,7 +585,8 @@ class Scenario:
         found, unreachable = problems(CONNECT, REPO / "compose/connect/mariadb-product.json")
         if found or unreachable:
             raise PeerError(f"mariadb-product is not valid: {found}")
-        Connector("mariadb-product").register()
+        # That its server was killed it notices within a second, not a minute.
+        Connector("mariadb-product", connect__keep__alive__interval__ms="1000").register()
         self.second.start()
         self.equals(self.second, self.mariadb.view())
 
