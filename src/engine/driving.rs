@@ -14,8 +14,8 @@ use crate::serve::{State, Status};
 use crate::thread;
 use crate::time::{Epoch, Position};
 
-/// How often the dataflow's operators are looked at.
-const OPERATORS_EVERY: Duration = Duration::from_secs(1);
+/// How often the dataflow's operators and its tests are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What the thread needs.
 pub(super) struct Driving {
@@ -32,11 +32,13 @@ impl Driving {
     pub fn run(mut self, receive: &Receiver<Decoded>) -> Result<(), String> {
         let mut epoch = self.first;
         let mut position = Position::default();
-        let mut told = thread::now();
+        let mut looked = thread::now();
+        let mut told = vec![false; self.tests.len()];
         loop {
-            if thread::elapsed(told) >= OPERATORS_EVERY {
+            if thread::elapsed(looked) >= LOOK_EVERY {
                 self.status.set_operators(self.handle.operators());
-                told = thread::now();
+                self.tell_tests(&mut told);
+                looked = thread::now();
             }
             let whole = std::mem::take(&mut self.shared.pending().wants_whole);
             let mut decoded = match thread::recv_timeout(receive, Duration::from_millis(100)) {
@@ -93,24 +95,30 @@ impl Driving {
         Ok(())
     }
 
-    /// Counts the rows that fail tests; a test that begins to fail is said, and one that no longer does.
+    /// Counts the rows that fail tests.
     fn violated(&mut self, violations: &[Violation]) {
-        if violations.is_empty() {
-            return;
-        }
-        let before: Vec<i64> = self.tests.iter().map(|(_, failing)| *failing).collect();
         for violation in violations {
             self.tests[violation.test].1 += violation.diff as i64;
         }
-        for ((test, failing), before) in self.tests.iter().zip(before) {
+        if !violations.is_empty() {
+            self.status.set_tests(self.tests.clone());
+        }
+    }
+
+    /// Says which tests fail that did not when it was `told` last, and which no longer do: not before all that there was has been read, since rows
+    /// miss what comes after them.
+    fn tell_tests(&self, told: &mut [bool]) {
+        if !self.status.is_ready() {
+            return;
+        }
+        for ((test, failing), told) in self.tests.iter().zip(told) {
             let (name, severity) = (&test.name, test.severity.name());
-            match (before, *failing) {
-                (0, 1..) => tracing::warn!(test = name, severity, rows = failing, "rows fail a data test"),
-                (1.., 0) => tracing::info!(test = name, severity, "no row fails this data test any more"),
+            match (std::mem::replace(told, *failing > 0), *failing) {
+                (false, 1..) => tracing::warn!(test = name, severity, rows = failing, "rows fail a data test"),
+                (true, ..=0) => tracing::info!(test = name, severity, "no row fails this data test any more"),
                 _ => {}
             }
         }
-        self.status.set_tests(self.tests.clone());
     }
 
     fn fold(&self, epoch: Epoch, position: &Position, output: EpochOutput, commits_ms: Vec<i64>) {
