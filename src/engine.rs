@@ -244,7 +244,16 @@ impl Engine {
         // The index's lock comes first: what this process may not write it does not touch.
         let found = Place::open_in(peers.database.clone(), design, anew).await?;
         let store = EmbeddingStore::open(&config.embed.store, embedder.model_id(), embedder.dimension())?;
+        let vectors = store.len();
         let indexer = Indexer::new(found, store, embedder).await?;
+        if indexer.is_empty() && vectors > 0 {
+            let index = &config.index.uri;
+            tracing::warn!(
+                index,
+                vectors,
+                "the index is empty, and the embedding store is not: an index that was here is gone; it is filled anew, and embeds no text that has a vector"
+            );
+        }
         status.metrics().index_rows.set(indexer.len() as i64);
         let (announced_epoch, announced) = indexer.announced();
         let reached = indexer.reached();

@@ -1,7 +1,7 @@
 //! Kill: the program itself, killed again and again while its source changes, and what lies on disk after that.
 //!
 //! The invariant: every kill is SIGKILL to a process that nothing but the disk and the broker outlives; what is checked is read from the disk,
-//! by the audit and by this file, and never asked of the program.
+//! by the audit and by this file. The program is asked for two things alone: what searches see, and how many texts it has embedded.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -94,6 +94,7 @@ pub(super) async fn run(options: &Options) -> Result<Report, Error> {
         }
         program.0.kill()?;
         program.0.wait()?;
+        watch.life_ends();
         if (n + 1) % 20 == 0 {
             eprintln!("{} kills, {} answers, landed {:?}", n + 1, watch.answers, sum(&watch.landed));
         }
@@ -113,6 +114,7 @@ pub(super) async fn run(options: &Options) -> Result<Report, Error> {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let ended = program.terminate()?;
+    watch.life_ends();
     report.check(ended.code() == Some(0), format_args!("told to end, the program ended with {ended}"));
 
     let (config, written) = (&place.config, &written);
@@ -128,13 +130,19 @@ pub(super) async fn run(options: &Options) -> Result<Report, Error> {
     report.check(found.position.covers(written), "the index does not reflect all that was written");
     let (records, texts) = embeddings(config)?;
     report.check(records == texts, format_args!("{records} vectors are kept of {texts} texts"));
+    // A text is counted once its vector is stored and in the index. What a killed process has embedded after it was asked last is not counted.
+    report.check(
+        watch.embedded <= texts,
+        format_args!("{} texts were embedded, and there are {texts}: some were embedded again", watch.embedded),
+    );
+    report.figure("embeds_counted", watch.embedded);
     report.figure("kills", options.times);
     report.figure("answers", watch.answers);
     report.figure("rebuilds_asked", watch.rebuilds);
     report.figure("events", sum(written));
     report.figure("raw_rows", rows);
     report.figure("index_rows", found.index_rows);
-    report.figure("texts_embedded", texts);
+    report.figure("texts", texts);
     report.figure("vectors_compared", found.sampled);
     report.figure("seconds", super::report::rounded(started.elapsed().as_secs_f64()));
     Ok(report)
@@ -226,9 +234,16 @@ struct Watch {
     is_live: bool,
     answers: usize,
     rebuilds: usize,
+    /// Texts that were embedded: by the processes that have ended, and by the one that runs.
+    embedded: usize,
+    embedded_in_life: usize,
 }
 
 impl Watch {
+    fn life_ends(&mut self) {
+        self.embedded += std::mem::take(&mut self.embedded_in_life);
+    }
+
     async fn ask_to_rebuild(&mut self, url: &str) {
         let asked = self.client.post(format!("{url}/v1/rebuild")).send().await;
         self.rebuilds += usize::from(asked.is_ok_and(|answer| answer.status().is_success()));
@@ -250,6 +265,7 @@ impl Watch {
         }
         if let Some(status) = answer(self.client.get(format!("{url}/v1/status"))).await {
             self.is_live = status["state"] == "live";
+            self.embedded_in_life = status["embed"]["computed"].as_u64().unwrap_or_default() as usize;
             if let Ok(landed) = serde_json::from_value::<Position>(status["raw"]["landed"].clone()) {
                 self.landed.join(&landed);
             }

@@ -40,7 +40,9 @@ pub enum StoreError {
     Io { path: PathBuf, source: io::Error },
     #[error("the embedding store {path} is in use by another process")]
     InUse { path: PathBuf },
-    #[error("{path} is not an embedding store of {dimension} numbers a vector")]
+    #[error(
+        "{path} is not an embedding store of {dimension} numbers a vector, or its head is damaged: move it away, and a start fills one from the index"
+    )]
     Foreign { path: PathBuf, dimension: usize },
     #[error(
         "the embedding store {path} is damaged at byte {offset}; a restart leaves that record out and embeds its text again"

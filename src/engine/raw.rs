@@ -12,11 +12,23 @@ use std::time::Duration;
 use super::reading::{Reading, Trouble};
 use crate::config;
 use crate::decode::{Decoded, SchemaStore};
-use crate::raw::{Error, Hydration, Landing, Observer, Quarantine, QuarantineTable, RawTable, Snapshot};
+use crate::raw::{Error, Hydration, Landed, Landing, Observer, Quarantine, QuarantineTable, RawTable, Snapshot};
 use crate::serve::{State, Status};
-use crate::source::{MessageBatch, Watermarks};
+use crate::source::{MessageBatch, Source, Watermarks};
 use crate::thread;
 use crate::time::{Partition, Position};
+
+/// How long the topics are looked at for what has landed of them, and at a time.
+const LOOK_MAX: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What was read of raw.
+#[derive(Default)]
+pub(super) struct Hydrated {
+    pub landed: Position,
+    /// The last message of each partition.
+    pub last: BTreeMap<Partition, Landed>,
+}
 
 impl Observer for Status {
     fn landed(&self, landed: &Position, rows: usize) {
@@ -91,7 +103,7 @@ impl Reading {
         Ok(Some(tables))
     }
 
-    /// Hands on all that has landed, and says how far that goes. `None` when the service is to stop, or the quarantine has ended.
+    /// Hands on all that has landed. `None` when the service is to stop, or the quarantine has ended.
     pub(super) fn hydrate(
         &self,
         runtime: &tokio::runtime::Handle,
@@ -100,8 +112,8 @@ impl Reading {
         schemas: &Arc<dyn SchemaStore>,
         quarantine: &mut Quarantine,
         send: &SyncSender<Decoded>,
-    ) -> Result<Option<Position>, String> {
-        let mut landed = Position::default();
+    ) -> Result<Option<Hydrated>, String> {
+        let mut hydrated = Hydrated::default();
         for (n, (source, table)) in self.config.sources.iter().zip(tables).enumerate() {
             self.status.set_state(State::Hydrating, format!("reading the raw table {}", table.location()));
             let begun = thread::now();
@@ -124,7 +136,8 @@ impl Reading {
             if self.stop.load(Ordering::SeqCst) {
                 return Ok(None);
             }
-            landed.join(hydration.landed());
+            hydrated.landed.join(hydration.landed());
+            hydrated.last.extend(hydration.last().clone());
             self.status.set_landed(hydration.landed());
             tracing::info!(
                 table = table.location(),
@@ -133,7 +146,7 @@ impl Reading {
                 "hydrated from raw"
             );
         }
-        Ok(Some(landed))
+        Ok(Some(hydrated))
     }
 
     /// Whether Kafka still holds what follows on raw.
@@ -144,37 +157,70 @@ impl Reading {
         marks: &BTreeMap<Partition, Watermarks>,
     ) -> Result<(), Trouble> {
         for (partition, next) in landed.iter() {
-            let lasting = |what: String| {
-                let table = self.config.sources.iter().find(|s| s.topic == partition.topic).map(|s| raw.table(s));
-                let table = table.unwrap_or_else(|| raw.uri.clone());
-                let way = "let Debezium take a new snapshot of the table, move the raw table away, and start again";
-                Err(Trouble { passing: false, reason: format!("{what}; {way} ({table})") })
+            let what = match marks.get(partition) {
+                None => format!("{partition} is gone, of which raw has landed up to {}", next.0),
+                Some(marks) if next > marks.high => format!(
+                    "{partition} ends at offset {}, and raw has landed up to {}: the topic was made anew",
+                    marks.high.0, next.0
+                ),
+                Some(marks) if next < marks.low => format!(
+                    "{partition} begins at offset {}, and raw has landed up to {}: what lies between was removed before it was read",
+                    marks.low.0, next.0
+                ),
+                Some(_) => continue,
             };
-            match marks.get(partition) {
-                None => return lasting(format!("{partition} is gone, of which raw has landed up to {}", next.0)),
-                Some(marks) if next > marks.high => {
-                    return lasting(format!(
-                        "{partition} ends at offset {}, and raw has landed up to {}: the topic was made anew",
-                        marks.high.0, next.0
-                    ));
-                }
-                Some(marks) if next < marks.low => {
-                    return lasting(format!(
-                        "{partition} begins at offset {}, and raw has landed up to {}: what lies between was removed before it was read",
-                        marks.low.0, next.0
-                    ));
-                }
-                Some(_) => {}
-            }
+            return Err(self.begin_anew(raw, partition, &what));
         }
         let (old, new): (Vec<&Partition>, _) = marks.keys().partition(|p| landed.get(p).is_some());
         // On a first start all are new, which nobody has to be told.
         if !old.is_empty() {
-            for partition in new {
+            for partition in &new {
                 tracing::info!(%partition, "nothing of this partition has landed yet; it is read from its first offset");
             }
         }
         Ok(())
+    }
+
+    /// Whether the topics are still those that raw has landed, also where a new one has grown past it: the last message of each partition that landed
+    /// has to be where it was. What cannot be found within a moment, because the topic was compacted, says nothing.
+    pub(super) fn is_same(
+        &self,
+        raw: &config::Raw,
+        source: &mut dyn Source,
+        last: &BTreeMap<Partition, Landed>,
+        (start, marks): (&Position, &BTreeMap<Partition, Watermarks>),
+    ) -> Result<(), Trouble> {
+        let is_there = |p: &Partition, l: &Landed| marks.get(p).is_some_and(|m| (m.low..m.high).contains(&l.offset));
+        let mut wanted: BTreeMap<&Partition, &Landed> = last.iter().filter(|(p, l)| is_there(p, l)).collect();
+        let mut from = Position::default();
+        for (partition, next) in start.iter() {
+            from.advance(partition, wanted.get(partition).map_or(next, |landed| landed.offset));
+        }
+        source.seek(&from)?;
+        let begun = thread::now();
+        while !wanted.is_empty() && thread::elapsed(begun) < LOOK_MAX && !self.stop.load(Ordering::SeqCst) {
+            let Some(batch) = source.poll(LOOK)? else { continue };
+            let Some(landed) = wanted.get(&batch.partition) else { continue };
+            let Some(found) = batch.messages.iter().find(|m| m.offset >= landed.offset) else { continue };
+            let (offset, timestamp_ms) = (found.offset, found.timestamp_ms);
+            let key = batch.key(found);
+            if offset == landed.offset && (timestamp_ms, key) != (landed.timestamp_ms, landed.key.as_deref()) {
+                let what = format!(
+                    "{} has another message at offset {} than the one that landed: the topic was made anew",
+                    batch.partition, offset.0
+                );
+                return Err(self.begin_anew(raw, &batch.partition, &what));
+            }
+            wanted.remove(&batch.partition);
+        }
+        Ok(())
+    }
+
+    fn begin_anew(&self, raw: &config::Raw, partition: &Partition, what: &str) -> Trouble {
+        let table = self.config.sources.iter().find(|s| s.topic == partition.topic).map(|s| raw.table(s));
+        let table = table.unwrap_or_else(|| raw.uri.clone());
+        let way = "let Debezium take a new snapshot of the table, move the raw table away, and start again";
+        Trouble { passing: false, reason: format!("{what}; {way} ({table})") }
     }
 
     /// Gives a batch to the landing, which may have to make room first. Says whether it was taken: not when the service is to stop, or the

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
+use super::raw::Hydrated;
 use super::{Peers, Shared};
 use crate::config::Config;
 use crate::decode::{Counts, Decoded, Decoder, RowType, SchemaStore};
@@ -66,14 +67,14 @@ impl Reading {
     ) -> Result<(), String> {
         let Config { name, sources, raw, .. } = &self.config;
         let mut source = (self.peers.source)()?;
-        let mut landed = None;
+        let mut hydrated = None;
         if let Some(raw) = raw {
             let Some(tables) = self.open_raw(runtime, raw)? else { return Ok(()) };
             for (id, text) in tables.iter().flat_map(RawTable::registered) {
                 runtime.block_on(schemas.remember(id, text));
             }
-            landed = self.hydrate(runtime, raw, &tables, schemas, quarantine, send)?;
-            if landed.is_none() {
+            hydrated = self.hydrate(runtime, raw, &tables, schemas, quarantine, send)?;
+            if hydrated.is_none() {
                 return Ok(());
             }
             let sources = sources.iter().cloned().zip(tables).collect();
@@ -81,7 +82,7 @@ impl Reading {
             let started = Landing::start(raw, name, sources, schemas.clone(), gate, observer, runtime.clone());
             *landing = Some(started.map_err(|e| format!("the landing cannot be started: {e}"))?);
         }
-        let raw = landed.as_ref().zip(landing.as_ref());
+        let raw = hydrated.as_ref().zip(landing.as_ref());
         self.follow(runtime, &mut *source, decoders, raw, quarantine, (send, targets))
     }
 
@@ -91,12 +92,14 @@ impl Reading {
         runtime: &tokio::runtime::Handle,
         source: &mut dyn Source,
         decoders: &mut [Decoder],
-        raw: Option<(&Position, &Landing)>,
+        raw: Option<(&Hydrated, &Landing)>,
         quarantine: &mut Quarantine,
         (send, targets): (&SyncSender<Decoded>, &SyncSender<(Position, Gate)>),
     ) -> Result<(), String> {
-        let landed = raw.map(|(landed, _)| landed);
-        let Some(Begin { mut start, target, old }) = self.retry(|| self.begin(source, landed))? else { return Ok(()) };
+        let hydrated = raw.map(|(hydrated, _)| hydrated);
+        let Some(Begin { mut start, target, old }) = self.retry(|| self.begin(source, hydrated))? else {
+            return Ok(());
+        };
         if targets.send((target, quarantine.gate())).is_err() || !self.reached(&start, send) {
             return Ok(());
         }
@@ -142,21 +145,25 @@ impl Reading {
     }
 
     /// Puts the source where raw ends, or at the first offsets that the topics still have.
-    fn begin(&self, source: &mut dyn Source, landed: Option<&Position>) -> Result<Begin, Trouble> {
+    fn begin(&self, source: &mut dyn Source, hydrated: Option<&Hydrated>) -> Result<Begin, Trouble> {
         let marks: BTreeMap<Partition, Watermarks> = source.watermarks()?.into_iter().collect();
-        if let (Some(landed), Some(raw)) = (landed, &self.config.raw) {
+        let landed = hydrated.map(|h| &h.landed);
+        let begin = Begin::of(&marks, landed, &self.announced);
+        if let (Some(Hydrated { landed, last }), Some(raw)) = (hydrated, &self.config.raw) {
             self.follows_on(raw, landed, &marks)?;
+            self.is_same(raw, source, last, (&begin.start, &marks))?;
         } else {
             self.status.set_state(State::Hydrating, "reading the topics from their first offset");
-            self.say_what_is_lost(&marks);
         }
-        let begin = Begin::of(&marks, landed, &self.announced);
+        self.say_what_is_lost(&marks, landed);
         source.seek(&begin.start)?;
         Ok(begin)
     }
 
-    fn say_what_is_lost(&self, marks: &BTreeMap<Partition, Watermarks>) {
-        for (partition, Watermarks { low, high }) in marks {
+    /// Of partitions that raw has nothing of.
+    fn say_what_is_lost(&self, marks: &BTreeMap<Partition, Watermarks>, landed: Option<&Position>) {
+        let has_landed = |p: &Partition| landed.is_some_and(|landed| landed.get(p).is_some());
+        for (partition, Watermarks { low, high }) in marks.iter().filter(|(p, _)| !has_landed(p)) {
             let announced = self.announced.get(partition).unwrap_or_default();
             if announced > *high {
                 tracing::warn!(%partition, announced = announced.0, high = high.0, "the topic ends before what the index has seen: it was made anew, and is read as new");

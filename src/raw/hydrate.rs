@@ -4,7 +4,7 @@
 //! of the message. Values that landed in columns are handed to its plans as they stood on the wire; messages that kept their bytes are decoded.
 //! A reject has its message's value only where the table kept it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatch, StructArray};
@@ -40,6 +40,15 @@ pub struct Hydration {
     /// The next offset of each partition.
     next: Position,
     landed: Position,
+    last: BTreeMap<Partition, Landed>,
+}
+
+/// A message that has landed, by what tells it from another one at its offset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Landed {
+    pub offset: Offset,
+    pub timestamp_ms: i64,
+    pub key: Option<Box<[u8]>>,
 }
 
 /// A writer, and where its columns are in the table.
@@ -100,7 +109,13 @@ impl Hydration {
             rows: None,
             next: Position::default(),
             landed: table.landed().clone(),
+            last: BTreeMap::new(),
         })
+    }
+
+    /// The last message of each partition that was read so far.
+    pub fn last(&self) -> &BTreeMap<Partition, Landed> {
+        &self.last
     }
 
     /// What the table has landed: where Kafka is to be read from after the last of [`Hydration::next`].
@@ -126,6 +141,10 @@ impl Hydration {
         let messages = taken(&run, &self.writers).map_err(|e| Error::lasting(&self.table, e))?;
         let decoded = self.decoder.decode_taken(&partition, &messages).await?;
         self.next.advance(&partition, decoded.end);
+        if let Some(Taken { offset, timestamp_ms, key, .. }) = messages.last() {
+            let last = Landed { offset: *offset, timestamp_ms: *timestamp_ms, key: key.map(Into::into) };
+            self.last.insert(partition, last);
+        }
         self.rows = (count < rows.num_rows()).then(|| rows.slice(count, rows.num_rows() - count));
         drop(messages);
         Ok(Some((run, decoded)))

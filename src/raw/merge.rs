@@ -1,7 +1,8 @@
 //! Reading files of a table in the order of their rows, (commit, partition, offset), a batch at a time.
 //!
 //! The invariant: a file is open only while it may have the next row. Files of different commits follow each other, so that mostly one is open;
-//! those that overlap (days of one commit, compacted files) are merged.
+//! those that overlap (days of one commit, compacted files) are merged. After an error the next rows are still those that follow on the last that
+//! were given.
 
 use std::collections::VecDeque;
 
@@ -9,6 +10,7 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use deltalake::logstore::ObjectStoreRef;
 use deltalake::parquet::arrow::async_reader::{ParquetObjectReader, ParquetRecordBatchStream};
+use deltalake::parquet::errors::ParquetError;
 use futures::TryStreamExt;
 
 use super::Error;
@@ -19,9 +21,13 @@ pub(super) struct Merge {
     table: String,
     store: ObjectStoreRef,
     schema: SchemaRef,
-    /// Rows of this commit and of earlier ones are left out.
-    after: i64,
     /// In the order of their first commit.
+    files: Vec<DataFile>,
+    /// Rows up to this place are left out.
+    after: Place,
+    /// The place of the last row that was given.
+    given: Place,
+    /// Those of the files that are still to be opened.
     waiting: VecDeque<DataFile>,
     open: Vec<Front>,
 }
@@ -40,18 +46,38 @@ impl Merge {
     /// Rows come with the columns of `schema`, and no others are read; `table` is for messages.
     pub fn new(table: &str, store: ObjectStoreRef, schema: SchemaRef, mut files: Vec<DataFile>) -> Merge {
         files.sort_by_key(|f| f.commits);
-        Merge { table: table.into(), store, schema, after: -1, waiting: files.into(), open: Vec::new() }
+        let none = end_of(-1);
+        let (table, waiting) = (table.into(), files.clone().into());
+        Merge { table, store, schema, files, after: none, given: none, waiting, open: Vec::new() }
     }
 
     /// Only the rows of commits after `commit`.
     pub fn after(mut self, commit: i64) -> Merge {
-        self.waiting.retain(|f| f.commits.1 > commit);
-        self.after = commit;
+        self.given = end_of(commit);
+        self.begin();
         self
     }
 
-    /// The next rows; `None` after the last.
+    /// The next rows; `None` after the last. After an error that passes it may be called again.
     pub async fn next(&mut self) -> Result<Option<RecordBatch>, Error> {
+        let next = self.run().await;
+        match &next {
+            Ok(Some(rows)) => self.given = place(rows, rows.num_rows() - 1),
+            Ok(None) => {}
+            // Nobody knows how far what was open has been read.
+            Err(_) => self.begin(),
+        }
+        next
+    }
+
+    /// Reads again what has rows behind the last that was given.
+    fn begin(&mut self) {
+        self.after = self.given;
+        self.open.clear();
+        self.waiting = self.files.iter().filter(|f| end_of(f.commits.1) > self.after).cloned().collect();
+    }
+
+    async fn run(&mut self) -> Result<Option<RecordBatch>, Error> {
         while let Some(file) = self.waiting.front()
             && self.least().is_none_or(|least| file.commits.0 <= least.0)
         {
@@ -85,7 +111,7 @@ impl Merge {
     /// Reads the next batch of a file; says whether there is one.
     async fn fill(&mut self, front: &mut Front) -> Result<bool, Error> {
         while let Some(batch) = front.rows.try_next().await.map_err(|e| self.unreadable(e))? {
-            let left_out = longs(&batch, COMMIT).partition_point(|commit| *commit <= self.after);
+            let left_out = (0..batch.num_rows()).take_while(|n| place(&batch, *n) <= self.after).count();
             if left_out < batch.num_rows() {
                 front.batch = fitted(&batch, &self.schema).map_err(|e| Error::lasting(&self.table, e))?;
                 front.at = left_out;
@@ -95,14 +121,23 @@ impl Merge {
         Ok(false)
     }
 
-    fn unreadable(&self, error: impl ToString) -> Error {
-        Error::of(&self.table, false, error.to_string())
+    fn unreadable(&self, error: ParquetError) -> Error {
+        Error::parquet(&self.table, error)
     }
 }
 
 impl Front {
     fn place(&self, at: usize) -> Place {
-        let row = |column| longs(&self.batch, column)[at];
-        (row(COMMIT), partitions(&self.batch)[at], row("offset"))
+        place(&self.batch, at)
     }
+}
+
+fn place(rows: &RecordBatch, at: usize) -> Place {
+    let row = |column| longs(rows, column)[at];
+    (row(COMMIT), partitions(rows)[at], row("offset"))
+}
+
+/// Behind every row of a commit.
+fn end_of(commit: i64) -> Place {
+    (commit, i32::MAX, i64::MAX)
 }

@@ -47,12 +47,15 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+use arrow::error::ArrowError;
+use buoyant_kernel::error::Error as KernelError;
 use deltalake::DeltaTableError;
 use deltalake::ObjectStoreError;
+use deltalake::parquet::errors::ParquetError;
 
 pub use columns::Columns;
 pub use events::{Events, Rows};
-pub use hydrate::Hydration;
+pub use hydrate::{Hydration, Landed};
 pub use landing::{Landing, Observer};
 pub use quarantine::{Entries, Entry, Gate, Quarantine, QuarantineTable};
 pub use snapshot::{Snapshot, SnapshotStats};
@@ -90,12 +93,17 @@ impl Error {
         use DeltaTableError as E;
         let lasting = match &error {
             E::ObjectStore { source } => is_lasting(source),
+            E::KernelError(e) => is_damage(e),
             E::InvalidJsonLog { .. } | E::InvalidStatsJson { .. } | E::InvalidTableLocation(_) | E::NotATable(_) => {
                 true
             }
             _ => false,
         };
         Error::of(table, lasting, error.to_string())
+    }
+
+    fn parquet(table: &str, error: ParquetError) -> Error {
+        Error::of(table, is_damaged(&error), error.to_string())
     }
 
     fn store(table: &str, error: ObjectStoreError) -> Error {
@@ -111,6 +119,30 @@ impl Error {
 
     fn lasting(table: &str, reason: impl ToString) -> Error {
         Error::of(table, true, reason.to_string())
+    }
+}
+
+/// Whether delta-rs has read what it cannot understand, and not only failed to read.
+fn is_damage(error: &KernelError) -> bool {
+    use KernelError as E;
+    match error {
+        E::Backtraced { source, .. } => is_damage(source),
+        E::ObjectStore(source) => is_lasting(source),
+        E::Parquet(source) => is_damaged(source),
+        E::Arrow(ArrowError::ExternalError(_) | ArrowError::IoError(..)) => false,
+        E::IOError(_) | E::Reqwest(_) | E::JoinFailure(_) | E::Generic(_) | E::GenericError { .. } => false,
+        _ => true,
+    }
+}
+
+/// Whether a file that a commit names is not there, or was read and is not what was written.
+fn is_damaged(error: &ParquetError) -> bool {
+    match error {
+        ParquetError::External(e) => match e.downcast_ref() {
+            Some(ObjectStoreError::NotFound { .. }) => true,
+            found => found.is_some_and(is_lasting),
+        },
+        _ => true,
     }
 }
 

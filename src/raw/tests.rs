@@ -4,8 +4,11 @@ mod landing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow::array::{Array, AsArray};
+use futures::TryStreamExt;
+use object_store::{ObjectStore, ObjectStoreExt};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
@@ -16,7 +19,7 @@ use super::*;
 use crate::config;
 use crate::decode::{FixedSchemas, Op, RowType};
 use crate::source::MessageBatch;
-use crate::storage::faulty::{Fate, Faulty};
+use crate::storage::faulty::{Call, Fate, Faulty};
 use crate::time::{Offset, Partition, Position};
 
 impl Faulty {
@@ -81,7 +84,13 @@ async fn all(table: &RawTable) -> Vec<(i32, i64, Value, bool, Option<String>)> {
     let files = DataFile::all(&table.log.load().await.unwrap()).unwrap();
     let mut merge = Merge::new("t", table.log.store.object_store(None), table.log.schema().clone(), files);
     let mut rows = Vec::new();
-    while let Some(batch) = merge.next().await.unwrap() {
+    loop {
+        let batch = match merge.next().await {
+            Ok(Some(batch)) => batch,
+            Ok(None) => return rows,
+            Err(e) if e.is_passing() => continue,
+            Err(e) => panic!("{e}"),
+        };
         let mut writer = arrow::json::ArrayWriter::new(Vec::new());
         writer.write(&batch).unwrap();
         writer.finish().unwrap();
@@ -93,7 +102,69 @@ async fn all(table: &RawTable) -> Vec<(i32, i64, Value, bool, Option<String>)> {
             rows.push((number, offset, row["after"].clone(), row["value"].is_string(), error));
         }
     }
-    rows
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_that_fails_loses_no_row() {
+    let store = Faulty::default();
+    let mut table = store.open().await;
+    for commit in 0..5 {
+        let values: Vec<_> = (0..3).map(|n| event(commit * 3 + n, &[])).collect();
+        let rows = rows(&table, (commit % 2) as i32, commit / 2 * 3, &values).await;
+        table.append(&rows).await.unwrap();
+    }
+    let whole = all(&table).await;
+    assert_eq!(whole.len(), 15);
+    // Each of the reads fails once.
+    for nth in 1.. {
+        let reads = Arc::new(AtomicUsize::new(0));
+        let counted = reads.clone();
+        store.judged(move |call| match call {
+            Call::Get(path) if path.as_ref().ends_with(".parquet") => {
+                match counted.fetch_add(1, Ordering::SeqCst) + 1 == nth {
+                    true => Fate::Fails,
+                    false => Fate::Works,
+                }
+            }
+            _ => Fate::Works,
+        });
+        assert_eq!(all(&table).await, whole, "read {nth}");
+        if reads.load(Ordering::SeqCst) < nth {
+            assert!(nth > 10, "there were {nth} reads of five files");
+            break;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_damaged_is_not_waited_for() {
+    let store = Faulty::default();
+    let mut table = store.open().await;
+    let rows = rows(&table, 0, 0, &[event(1, &[])]).await;
+    table.append(&rows).await.unwrap();
+    let objects: Vec<_> = ObjectStore::list(&store, None).try_collect::<Vec<_>>().await.unwrap();
+    let ends = |with: &str| objects.iter().map(|o| o.location.clone()).filter(|p| p.as_ref().ends_with(with)).max();
+    let data = ends(".parquet").unwrap();
+    let whole = store.get(&data).await.unwrap().bytes().await.unwrap();
+    let read = async || {
+        let files = DataFile::all(&table.log.load().await.unwrap()).unwrap();
+        Merge::new("t", table.log.store.object_store(None), table.log.schema().clone(), files).next().await.unwrap_err()
+    };
+    let mut other = whole.to_vec();
+    let end = other.len() - 8;
+    other[end..].fill(7);
+    store.put(&data, other.into()).await.unwrap();
+    assert!(!read().await.is_passing(), "{}", read().await);
+    store.delete(&data).await.unwrap();
+    assert!(!read().await.is_passing(), "{}", read().await);
+
+    // A commit that is torn.
+    let commit = ends(".json").unwrap();
+    let whole = store.get(&commit).await.unwrap().bytes().await.unwrap();
+    store.put(&commit, whole.slice(..whole.len() / 2).into()).await.unwrap();
+    let open = async || RawTable::with_log_store("memory:///", store.log_store(), "shop", &source().topic).await;
+    let error = open().await.err().unwrap();
+    assert!(!error.is_passing(), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -114,7 +114,7 @@ impl Schedule {
         let turns = Turns::new(seed);
         let world: Shared = Arc::new(Mutex::new(World::new(seed)));
         let judging = world.clone();
-        let objects = Faulty::new(move |write| lock(&judging).judge(write));
+        let objects = Faulty::new(move |call| lock(&judging).judge(call));
         let place =
             folder.to_string_lossy().replace(|c: char| !c.is_ascii_alphanumeric(), "-").trim_matches('-').to_string();
         let named = Named::new(place.clone(), Arc::new(objects.clone()));

@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use object_store::path::Path;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
 use super::shop::Shop;
 use super::watch::Watch;
-use crate::storage::faulty::{Fate, Write};
+use crate::storage::faulty::{Call, Fate};
 use crate::thread;
 
 /// Where the process touches the world.
@@ -159,9 +160,14 @@ impl World {
         self.die(Seam::Between, Moment::Before);
     }
 
-    /// What happens to a write to the object store.
-    pub fn judge(&mut self, write: Write<'_>) -> Fate {
-        let seam = seam(write);
+    /// What happens to a call to the object store.
+    pub fn judge(&mut self, call: Call<'_>) -> Fate {
+        if let Call::Get(path) = call {
+            // Of what a start or a merging reads, and reads on after a failure.
+            let fails = path.as_ref().ends_with(".parquet") && !self.dead && self.fails();
+            return if fails { self.unread(path) } else { Fate::Works };
+        }
+        let seam = seam(call);
         let fates: &[Fate] = match seam {
             // A process that has died has nothing under way to a file of its own.
             Seam::Announcement | Seam::Checkpoint | Seam::TableMade => &[Fate::Fails, Fate::Lies],
@@ -187,6 +193,11 @@ impl World {
         self.counts.failures += 1;
         self.note(format!("    {seam:?}: {fate:?}"));
         fate
+    }
+
+    fn unread(&mut self, path: &Path) -> Fate {
+        self.note(format!("    cannot read {path}"));
+        Fate::Fails
     }
 
     /// Texts go through the model. What is stored already is not embedded again.
@@ -249,8 +260,8 @@ impl World {
     }
 }
 
-fn seam(write: Write<'_>) -> Seam {
-    let Write::Put(path) = write else { return Seam::Removal };
+fn seam(call: Call<'_>) -> Seam {
+    let Call::Put(path) = call else { return Seam::Removal };
     let path = path.as_ref();
     let seams = match path {
         _ if path.ends_with(".announced.json") => return Seam::Announcement,

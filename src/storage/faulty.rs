@@ -1,4 +1,4 @@
-//! A store in memory whose writes fail as they are told to: with and without having done their work.
+//! A store in memory whose writes fail as they are told to, with and without having done their work, and whose reads fail.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -19,7 +19,7 @@ use crate::thread;
 /// How long a put takes in a simulation, before and after its work is done, at most.
 const LATENCY_MAX: Duration = Duration::from_millis(10);
 
-/// What happens to a write.
+/// What happens to a write; a read works or fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     Works,
@@ -33,13 +33,14 @@ pub enum Fate {
 
 /// What asks for its fate.
 #[derive(Clone, Copy, Debug)]
-pub enum Write<'a> {
+pub enum Call<'a> {
+    Get(&'a Path),
     Put(&'a Path),
     /// Of any number of objects.
     Remove,
 }
 
-type Judge = Box<dyn FnMut(Write<'_>) -> Fate + Send>;
+type Judge = Box<dyn FnMut(Call<'_>) -> Fate + Send>;
 
 /// The store; clones share it.
 #[derive(Clone)]
@@ -58,8 +59,8 @@ impl Default for Faulty {
 }
 
 impl Faulty {
-    /// `judge` says what happens to each write.
-    pub fn new(judge: impl FnMut(Write<'_>) -> Fate + Send + 'static) -> Faulty {
+    /// `judge` says what happens to each call.
+    pub fn new(judge: impl FnMut(Call<'_>) -> Fate + Send + 'static) -> Faulty {
         let (store, late) = Default::default();
         Faulty(Arc::new(Inner { store, judge: Mutex::new(Box::new(judge)), late }))
     }
@@ -68,7 +69,16 @@ impl Faulty {
     #[cfg(test)]
     pub fn will(&self, fates: &[Fate]) {
         let mut fates: std::collections::VecDeque<Fate> = fates.iter().copied().collect();
-        *lock(&self.0.judge) = Box::new(move |_| fates.pop_front().unwrap_or(Fate::Works));
+        self.judged(move |call| match call {
+            Call::Get(_) => Fate::Works,
+            Call::Put(_) | Call::Remove => fates.pop_front().unwrap_or(Fate::Works),
+        });
+    }
+
+    /// From now on `judge` says what happens to each call.
+    #[cfg(test)]
+    pub fn judged(&self, judge: impl FnMut(Call<'_>) -> Fate + Send + 'static) {
+        *lock(&self.0.judge) = Box::new(judge);
     }
 
     /// Whether something lags.
@@ -91,15 +101,15 @@ impl Faulty {
         drop(self.0.store.delete(at).await);
     }
 
-    fn fate(&self, write: Write<'_>) -> Fate {
-        lock(&self.0.judge)(write)
+    fn fate(&self, call: Call<'_>) -> Fate {
+        lock(&self.0.judge)(call)
     }
 
     async fn put(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Answer<PutResult> {
         // In a simulation others have their turns meanwhile.
         thread::pause(LATENCY_MAX);
         self.settle(true).await;
-        let fate = self.fate(Write::Put(at));
+        let fate = self.fate(Call::Put(at));
         match fate {
             Fate::Works => {
                 let put = self.0.store.put_opts(at, payload, options).await;
@@ -168,11 +178,14 @@ impl ObjectStore for Faulty {
         'a: 'f,
         'b: 'f,
     {
-        self.0.store.get_opts(at, options)
+        match self.fate(Call::Get(at)) {
+            Fate::Works => self.0.store.get_opts(at, options),
+            fate => Box::pin(std::future::ready(Err(failure(fate)))),
+        }
     }
 
     fn delete_stream(&self, at: BoxStream<'static, Answer<Path>>) -> BoxStream<'static, Answer<Path>> {
-        let fate = self.fate(Write::Remove);
+        let fate = self.fate(Call::Remove);
         let failed = futures::stream::iter([Err(failure(fate))]);
         match fate {
             Fate::Works => self.0.store.delete_stream(at),

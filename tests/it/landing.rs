@@ -66,18 +66,22 @@ async fn a_topic_that_was_made_anew_is_not_taken_for_the_old_one() {
     running.reflects(&case.connector).await;
     running.stop().await;
 
-    // Another broker has a topic of the same name, with less in it.
-    let mut anew = Items::new("debezium").await;
-    let writer = Writer::new(&anew.registry, "v", &envelope(&item_fields()));
-    anew.connector.send(1, Some(writer.message(event("c", Value::Null, row(1, "new", None, 0)))));
-    anew.connector.flush();
-    let config = case.folder.config(&anew.broker.bootstrap_servers(), &anew.registry.url());
-    let running = Running::start_with_stand_in(config).await;
-    until("the refusal", async || running.state().await.0 == "failed").await;
-    let why = running.state().await.1;
-    for part in [TOPIC, "made anew", "data/raw/shop__item"] {
-        assert!(why.contains(part), "{part} is not in {why}");
+    // Another broker has a topic of the same name, with less in it; or with so much that raw's place is in it.
+    for new in [1, 30] {
+        let mut anew = Items::new("debezium").await;
+        let writer = Writer::new(&anew.registry, "v", &envelope(&item_fields()));
+        for id in 1..=new {
+            anew.connector.send(id, Some(writer.message(event("c", Value::Null, row(id, "new", None, 0)))));
+        }
+        anew.connector.flush();
+        let config = case.folder.config(&anew.broker.bootstrap_servers(), &anew.registry.url());
+        let running = Running::start_with_stand_in(config).await;
+        until("the refusal", async || running.state().await.0 == "failed").await;
+        let why = running.state().await.1;
+        for part in [TOPIC, "made anew", "data/raw/shop__item"] {
+            assert!(why.contains(part), "{part} is not in {why}");
+        }
+        assert_eq!(running.items().await.len(), 6, "what the index holds is served meanwhile");
+        running.stop().await;
     }
-    assert_eq!(running.items().await.len(), 6, "what the index holds is served meanwhile");
-    running.stop().await;
 }
