@@ -400,11 +400,12 @@ impl Schedule {
                 world.watch.lost_position();
             }
             _ => {
+                // Before the world is locked, which every read asks.
+                let rows = self.runtime.block_on(self.leavings().index())?;
                 let mut world = lock(&self.world);
                 world.note("  the embedding store is lost");
                 self.lacks.set(true);
                 std::fs::remove_dir_all(&self.dataflow.config.embed.store).map_err(|e| e.to_string())?;
-                let rows = self.runtime.block_on(self.leavings().index())?;
                 world.watch.lost_vectors(&rows.map(|(rows, _)| Shown::all(&rows)).unwrap_or_default());
             }
         }
