@@ -331,7 +331,7 @@ fn bounded(filter: &str) -> Result<(), SearchError> {
     let operators = (0..tokens.len()).filter(|n| nests(*n)).count();
     if operators > FILTER_MAX_OPERATORS {
         return Err(SearchError::BadFilter(format!(
-            "the filter has {operators} operators, and {FILTER_MAX_OPERATORS} are allowed; many values of one column go into one IN"
+            "the filter has {operators} operators, keywords and brackets, and {FILTER_MAX_OPERATORS} are allowed; many values of one column go into one IN"
         )));
     }
     let mut depth = 0_usize;

@@ -82,7 +82,7 @@ def bits(text):
 
 
 def one_bit(value):
-    return value in (True, 1, "1")
+    return {True: True, False: False, "1": True, "0": False}[value]
 
 
 # Both shops' columns; a name means the same in both.

@@ -9,13 +9,21 @@ class names, or of a family that is handed on to something else. A database that
 
 import json
 import pathlib
+import re
 import sys
+import zipfile
 
-from peers import HOST, PORTS, http
+from peers import HOST, PORTS, cache_folder, http
 
 FILES = sorted((pathlib.Path(__file__).resolve().parent.parent.parent / "compose/connect").glob("*.json"))
-# Families of keys that the connector's class hands on: to the converters, the database's driver, the topics that are made, the history's client.
-HANDED_ON = ("key.converter.", "value.converter.", "driver.", "topic.creation.", "schema.history.internal.kafka.")
+# Keys that the connector's class hands on unseen, and whose names the classes of these files of the peers have to know: those of the converters, and of
+# the topics that are made.
+HANDED_ON = {
+    re.compile(r"(?:key|value)\.converter\.(.+)"): "plugins/apicurio/*.jar",
+    re.compile(r"topic\.creation\.\w+\.(.+)"): "kafka/*.jar",
+}
+# Keys that nobody here knows: of the database's driver.
+UNSEEN = ("driver.",)
 # Connect validates by connecting. Where nothing listens, this key carries the refusal.
 CONNECTION = "database.hostname"
 # Known to the connectors, by Debezium's documentation, and not in what their classes list.
@@ -42,9 +50,24 @@ def problems(connect, path):
             else:
                 found.append(f"{config['value']['name']}: {error}")
     for key in settings:
-        if key not in known | UNLISTED and not key.startswith(HANDED_ON):
+        if key not in known | UNLISTED and not key.startswith(UNSEEN) and not is_handed_on(key):
             found.append(f"{key}: no such key")
     return found, unreachable
+
+
+def is_handed_on(key):
+    """Whether it is handed on to somebody whose classes have its name in them."""
+    for family, jars in HANDED_ON.items():
+        if name := family.fullmatch(key):
+            return any(has_name(jar, name[1].encode()) for jar in sorted(cache_folder().glob(jars)))
+    return False
+
+
+def has_name(jar, name):
+    """Whether a class of the file has this text, all of it: a class file has a text behind its length."""
+    wanted = len(name).to_bytes(2, "big") + name
+    with zipfile.ZipFile(jar) as classes:
+        return any(wanted in classes.read(c) for c in classes.namelist() if c.endswith(".class"))
 
 
 def main():

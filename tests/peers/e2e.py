@@ -494,8 +494,11 @@ class Scenario:
 
     def step_18_prometheus_sees_it(self):
         url = f"http://{HOST}:{PORTS['prometheus']}/api/v1/"
+        begun = time.time()
         def recorded():
-            return json.loads(http("GET", url + "query?query=freshet:lag_events:sum")[1])["data"]["result"]
+            # When the rule was computed last; what an earlier Prometheus or an earlier scrape left does not count.
+            found = json.loads(http("GET", url + "query?query=timestamp(freshet:lag_events:sum)")[1])["data"]["result"]
+            return found and float(found[0]["value"][1]) > begun
         await_true("Prometheus has scraped and recorded", recorded, 60)
         rules = [r for g in json.loads(http("GET", url + "rules")[1])["data"]["groups"] for r in g["rules"]]
         sick = [r["name"] for r in rules if r["health"] == "err"]

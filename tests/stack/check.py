@@ -46,6 +46,17 @@ def is_pinned(image):
     return ":" in image and "/" not in tag and bool(re.search(r"\d+[.-]\d+|CU\d+", tag))
 
 
+def check_dockerfile():
+    """Each stage begins with a pinned image, or with another stage."""
+    stages = set()
+    for line in (REPO / "compose/Dockerfile").read_text().splitlines():
+        words = line.split()
+        if words[:1] == ["FROM"]:
+            if words[1] not in stages and not is_pinned(words[1]):
+                yield f"image {words[1]} is not pinned to a release"
+            stages.update(words[3:4])
+
+
 def check_compose():
     """Each service: pinned, bounded in memory, asked how it is, on an address of this machine; each mount's source is there."""
     services = resolved_compose("core", "observe")
@@ -159,7 +170,8 @@ def check_manifests():
         yield from (f"{name}{problem}" for problem in misfits(thing, model))
         pod = thing.get("spec", {}).get("template", {}).get("spec")
         if pod:
-            yield from (f"{name}: {problem}" for problem in careless(pod, once=thing["kind"] == "Job"))
+            claims = {c["metadata"]["name"] for c in thing["spec"].get("volumeClaimTemplates", [])}
+            yield from (f"{name}: {problem}" for problem in careless(pod, claims, once=thing["kind"] == "Job"))
     compose = resolved_compose("core")
     images = {c["image"] for o in objects for c in o.get("spec", {}).get("template", {}).get("spec", {}).get("containers", [])}
     for name, service in compose.items():
@@ -211,7 +223,7 @@ def misfits(value, type_name, path=""):
             yield f"{path}: is {value!r}, not {type_name}"
 
 
-def careless(pod, once):
+def careless(pod, claims, once):
     """What every pod of ours has: no root, no token, no variables of other services; pinned images, bounded memory, probes."""
     if not pod.get("securityContext", {}).get("runAsNonRoot"):
         yield "may run as root"
@@ -219,7 +231,7 @@ def careless(pod, once):
         yield "has a token of the cluster's API"
     if pod.get("enableServiceLinks") is not False:
         yield "gets other services' addresses as variables"
-    mounted = {v["name"] for v in pod.get("volumes", [])}
+    mounted = claims | {v["name"] for v in pod.get("volumes", [])}
     for container in pod["containers"]:
         name = container["name"]
         if container["image"] != "freshet:dev" and not is_pinned(container["image"]):
@@ -230,15 +242,14 @@ def careless(pod, once):
             yield f"{name}: nobody asks how it is"
         if container.get("securityContext", {}).get("allowPrivilegeEscalation") is not False:
             yield f"{name}: may gain privileges"
-        if once:
-            for mount in container.get("volumeMounts", []):
-                if mount["name"] not in mounted:
-                    yield f"{name}: mounts {mount['name']}, which is no volume"
+        for mount in container.get("volumeMounts", []):
+            if mount["name"] not in mounted:
+                yield f"{name}: mounts {mount['name']}, which is no volume"
 
 
 def main():
     failed = 0
-    for check in (check_compose, check_environment, check_alerts, check_monitoring, check_connectors, check_manifests):
+    for check in (check_dockerfile, check_compose, check_environment, check_alerts, check_monitoring, check_connectors, check_manifests):
         problems = list(check())
         print(f"{check.__name__.removeprefix('check_'):12} {'ok' if not problems else 'WRONG'}")
         for problem in problems:
