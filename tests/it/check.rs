@@ -163,6 +163,18 @@ fn a_dataflow_toml_or_contract_that_cannot_be_read_hides_no_model() {
 }
 
 #[test]
+fn what_cannot_be_maintained_is_told_beside_a_reference_to_nowhere() {
+    // What the view reads is known although it could not be rendered.
+    let models = [
+        ("models/a.sql", "select id,\n random() as price from {{ source('s', 't') }}"),
+        ("models/b.sql", "select id, price from {{ ref('a') }}"),
+        ("models/v.sql", "select id\nfrom {{ ref('b') }}\njoin {{ ref('nowhere') }} using (id)"),
+    ];
+    let lost = folder(INDEX, &models);
+    is_said(&lost, &["models/a.sql:2: random() gives another answer", "models/v.sql:3: there is no model nowhere"]);
+}
+
+#[test]
 fn names_are_looked_at_also_where_a_mistake_keeps_the_sql_from_being_planned() {
     let wrong = "[index]\nuri = \"data/index\"\nkey = \"idd\"\ntext = \"nam\"\n";
     let yaml = "models:\n - name: v\n   columns:\n   - name: ix\n     tests: [not_null]\n";

@@ -32,10 +32,13 @@ impl Reading<'_> {
         let view = self.view(models);
         let mut needed: BTreeSet<&str> = BTreeSet::from([view.as_str()]);
         needed.extend(self.found.iter().flat_map(|(_, relations)| relations).map(String::as_str));
-        for name in order.iter().rev() {
-            if needed.contains(name.as_str()) {
-                needed.extend(self.nodes[name].rendered.relations.iter().map(String::as_str));
-            }
+        let unrendered = self.read_all_the_same.iter().map(|(name, reads)| (name.as_str(), reads));
+        let rendered = self.nodes.iter().map(|(name, node)| (name.as_str(), &node.rendered.relations));
+        let reads: BTreeMap<&str, &Vec<String>> = unrendered.chain(rendered).collect();
+        let mut open: Vec<&str> = needed.iter().copied().collect();
+        while let Some(name) = open.pop() {
+            let reads = reads.get(name).into_iter().flat_map(|reads| reads.iter().map(String::as_str));
+            open.extend(reads.filter(|read| needed.insert(read)));
         }
         let (kept, left): (Vec<String>, Vec<String>) =
             order.into_iter().partition(|name| needed.contains(name.as_str()));

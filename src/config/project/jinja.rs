@@ -32,6 +32,12 @@ pub(super) struct Rendered {
     pub config: BTreeMap<String, Value>,
 }
 
+/// What is wrong with a text, and the relations that it reads all the same, as far as it was rendered.
+pub(super) struct Unrendered {
+    pub problems: Vec<Problem>,
+    pub relations: Vec<String>,
+}
+
 pub(super) struct Jinja {
     environment: Environment<'static>,
     marks: Marks,
@@ -113,13 +119,13 @@ impl Jinja {
         this: &str,
         config: BTreeMap<String, Value>,
         env_var: &dyn Fn(&str) -> Option<String>,
-    ) -> Result<Rendered, Vec<Problem>> {
+    ) -> Result<Rendered, Unrendered> {
         let mut marks = self.marks.clone();
         let text = template.marked(&mut marks);
         let path = template.path.display().to_string();
         if marks.is_full() {
             let reason = "this template and all macros have more lines together than can be traced (65,534)".into();
-            return Err(vec![Problem { key: path, reason }]);
+            return Err(Unrendered { problems: vec![Problem { key: path, reason }], relations: Vec::new() });
         }
         let rendered = self.attempt(this, config, env_var, |environment| {
             environment.template_from_named_str(&path, &text)?.render(())
@@ -165,10 +171,10 @@ impl Jinja {
         }
     }
 
-    fn without_lines(&self, rendered: Result<(String, Said), Vec<Problem>>) -> Result<Rendered, String> {
+    fn without_lines(&self, rendered: Result<(String, Said), Unrendered>) -> Result<Rendered, String> {
         match rendered {
             Ok((text, said)) => Ok(said.rendered((text, Vec::new()))),
-            Err(problems) => {
+            Err(Unrendered { problems, .. }) => {
                 let told = problems.iter().map(|p| match p.key.as_str() {
                     "" => p.reason.clone(),
                     key => format!("{} ({key})", p.reason),
@@ -185,7 +191,7 @@ impl Jinja {
         config: BTreeMap<String, Value>,
         env_var: &dyn Fn(&str) -> Option<String>,
         render: impl Fn(&Environment<'_>) -> Result<String, Error>,
-    ) -> Result<(String, Said), Vec<Problem>> {
+    ) -> Result<(String, Said), Unrendered> {
         let rendering = Arc::new(Rendering {
             names: self.names.clone(),
             said: Mutex::default(),
@@ -199,7 +205,9 @@ impl Jinja {
             *rendering.said() = Said { config: config.clone(), ..Said::default() };
             let error = match render(&environment) {
                 Ok(text) if problems.is_empty() => return Ok((text, std::mem::take(&mut rendering.said()))),
-                Ok(_) => return Err(problems),
+                Ok(_) => {
+                    return Err(Unrendered { problems, relations: std::mem::take(&mut rendering.said().relations) });
+                }
                 Err(error) => error,
             };
             let mut asked = rendering.asked();
@@ -214,7 +222,7 @@ impl Jinja {
                 }
                 None => {
                     problems.push(problem(&error));
-                    return Err(problems);
+                    return Err(Unrendered { problems, relations: std::mem::take(&mut rendering.said().relations) });
                 }
             }
         }

@@ -21,7 +21,7 @@ use toml::Value;
 use super::section::{Context, near, text_of};
 use super::{DataTest, Materialized, Model, Severity, Source, TestKind};
 use dbt::Names;
-use jinja::{Jinja, Rendered};
+use jinja::{Jinja, Rendered, Unrendered};
 use properties::Described;
 use template::Template;
 
@@ -81,7 +81,15 @@ pub(super) fn read(cx: &Context<'_>, settings: &Settings<'_>) -> Project {
             .collect(),
     };
     let jinja = Jinja::new(names, &macros, &mut cx.problems.borrow_mut());
-    let mut reading = Reading { cx, settings, jinja, nodes: BTreeMap::new(), absent, found: Vec::new() };
+    let mut reading = Reading {
+        cx,
+        settings,
+        jinja,
+        nodes: BTreeMap::new(),
+        absent,
+        read_all_the_same: BTreeMap::new(),
+        found: Vec::new(),
+    };
     reading.render_models(&models, &described);
     reading.describe(&described);
     for path in test_files.iter().filter(singular) {
@@ -105,6 +113,8 @@ struct Reading<'a> {
     nodes: BTreeMap<String, Node>,
     /// The models that something is wrong with.
     absent: BTreeSet<String>,
+    /// What those of them read that could not be rendered, as far as it is known.
+    read_all_the_same: BTreeMap<String, Vec<String>>,
     /// Each test with the relations that it reads.
     found: Vec<(DataTest, Vec<String>)>,
 }
@@ -143,8 +153,9 @@ impl Reading<'_> {
                     self.nodes.insert(name.clone(), Node { path: path.clone(), rendered, materialized });
                 }
                 Ok(_) => {}
-                Err(problems) => {
+                Err(Unrendered { problems, relations }) => {
                     self.absent.insert(name.clone());
+                    self.read_all_the_same.insert(name.clone(), relations);
                     self.cx.problems.borrow_mut().extend(problems);
                 }
             }
@@ -203,7 +214,7 @@ impl Reading<'_> {
         let rendered = match self.jinja.render(&template, &name, BTreeMap::new(), self.cx.variable) {
             Ok(rendered) if enabled(&rendered) => rendered,
             Ok(_) => return,
-            Err(problems) => return self.cx.problems.borrow_mut().extend(problems),
+            Err(unrendered) => return self.cx.problems.borrow_mut().extend(unrendered.problems),
         };
         let severity = rendered.config.get("severity").map_or("error".into(), |s| s.to_string().to_ascii_lowercase());
         let severity = match severity.as_str() {
