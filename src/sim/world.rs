@@ -128,7 +128,8 @@ impl World {
     /// From now on nothing fails, and nothing new happens; all that has happened arrives.
     pub fn settle(&mut self) {
         self.note("  settles");
-        (self.fuse, self.troubles) = (None, 0.0);
+        // Also what it was about to die in.
+        (self.fuse, self.troubles, self.torn) = (None, 0.0, None);
         self.shop.arrive_all();
         self.is_settled = true;
     }
