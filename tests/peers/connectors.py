@@ -16,10 +16,11 @@ import zipfile
 from peers import HOST, PORTS, cache_folder, http
 
 FILES = sorted((pathlib.Path(__file__).resolve().parent.parent.parent / "compose/connect").glob("*.json"))
-# Keys that the connector's class hands on unseen, and whose names the classes of these files of the peers have to know: those of the converters, and of
-# the topics that are made.
+# Keys that the connector's class hands on unseen, and whose names the classes of these files of the peers have to know: those of the converters, of
+# the topics that are made, and of the history.
 HANDED_ON = {
     re.compile(r"(?:key|value)\.converter\.(.+)"): "plugins/apicurio/*.jar",
+    re.compile(r"(schema\.history\.internal\.kafka\..+)"): "plugins/*/debezium-storage-kafka-*.jar",
     re.compile(r"topic\.creation\.\w+\.(.+)"): "kafka/*.jar",
 }
 # Keys that nobody here knows: of the database's driver.
