@@ -79,8 +79,8 @@ impl Source for Topics {
         {
             batch.push(Offset(n as i64), message.timestamp_ms, message.key.as_deref(), message.value.as_deref());
         }
-        let end = batch.end().expect("there is a message after the next offset");
-        self.next.advance(partition, end);
-        Ok(Some(batch))
+        // Markers have offsets, and no message.
+        self.next.advance(partition, batch.end().unwrap_or(Offset(topic.end())));
+        Ok(batch.end().map(|_| batch))
     }
 }
