@@ -13,7 +13,7 @@ help:
 	@echo "make stack             checks the files of the stack: compose, Kubernetes, Prometheus's rules"
 	@echo "make s3                runs against an S3-compatible store (SeaweedFS): tests and kills"
 	@echo "make e2e               runs against real peers: Kafka, Debezium, a registry, PostgreSQL, MariaDB"
-	@echo "make docs              runs every command that the runbook and the onboarding give"
+	@echo "make docs              runs the commands of the runbook and the onboarding that can be run here"
 	@echo "make build             builds the program"
 	@echo "make -s bin            prints the path of the built program"
 	@echo "make model             fetches the embedding model"

@@ -1,6 +1,7 @@
 //! The demo: a broker, a registry and a shop inside this process, and beside them the same service that runs in production, reached over
 //! real sockets.
 
+mod brands;
 mod catalogue;
 mod changelog;
 mod office;

@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::catalogue::{BRANDS, DEPARTMENTS, Group, Shelf};
+use super::brands::BRANDS;
+use super::catalogue::{DEPARTMENTS, Group, Shelf};
 use super::changelog::{Changelog, Error, Seen};
 use super::prose::{self, pick};
 use super::rows::{Brand, Category, Price, Product, Review, Table};

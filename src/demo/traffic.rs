@@ -4,7 +4,7 @@
 
 use rand::Rng;
 
-use super::catalogue::BRANDS;
+use super::brands::BRANDS;
 use super::changelog::{Error, Seen};
 use super::prose::{self, pick};
 use super::rows::Price;

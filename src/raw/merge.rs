@@ -46,9 +46,9 @@ impl Merge {
     /// Rows come with the columns of `schema`, and no others are read; `table` is for messages.
     pub fn new(table: &str, store: ObjectStoreRef, schema: SchemaRef, mut files: Vec<DataFile>) -> Merge {
         files.sort_by_key(|f| f.commits);
-        let none = end_of(-1);
-        let (table, waiting) = (table.into(), files.clone().into());
-        Merge { table, store, schema, files, after: none, given: none, waiting, open: Vec::new() }
+        let (table, none) = (table.into(), end_of(-1));
+        let (waiting, open) = Default::default();
+        Merge { table, store, schema, files, after: none, given: none, waiting, open }.after(-1)
     }
 
     /// Only the rows of commits after `commit`.
@@ -58,7 +58,7 @@ impl Merge {
         self
     }
 
-    /// The next rows; `None` after the last. After an error that passes it may be called again.
+    /// The next rows; `None` after the last. After an error that passes it may be called again, where no two rows have one place: a table of one topic.
     pub async fn next(&mut self) -> Result<Option<RecordBatch>, Error> {
         let next = self.run().await;
         match &next {

@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use object_store::path::Path;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -165,8 +164,11 @@ impl World {
     pub fn judge(&mut self, call: Call<'_>) -> Fate {
         if let Call::Get(path) = call {
             // Of what a start or a merging reads, and reads on after a failure.
-            let fails = path.as_ref().ends_with(".parquet") && !self.dead && self.fails();
-            return if fails { self.unread(path) } else { Fate::Works };
+            if !path.as_ref().ends_with(".parquet") || self.dead || !self.fails() {
+                return Fate::Works;
+            }
+            self.note(format!("    cannot read {path}"));
+            return Fate::Fails;
         }
         let seam = seam(call);
         let fates: &[Fate] = match seam {
@@ -194,11 +196,6 @@ impl World {
         self.counts.failures += 1;
         self.note(format!("    {seam:?}: {fate:?}"));
         fate
-    }
-
-    fn unread(&mut self, path: &Path) -> Fate {
-        self.note(format!("    cannot read {path}"));
-        Fate::Fails
     }
 
     /// Texts go through the model. What is stored already is not embedded again.

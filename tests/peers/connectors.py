@@ -2,7 +2,8 @@
 """Asks a running Kafka Connect whether the connectors of compose/connect are right: every value valid, no key that nobody knows.
 
 Debezium does not mind a key that it does not know, so a misspelt one would pass unseen: each key has to be among those that the connector's
-class names, or of a family that is handed on to something else. A database that cannot be reached is no fault of the file.
+class names, or in the classes of what it is handed on to; those of the database's driver alone are not looked at. A database that cannot be
+reached is no fault of the file.
 
     connectors.py [CONNECT_URL]        exit 1, and what is wrong by file and key
 """

@@ -19,12 +19,17 @@ struct Edge {
     test: Option<usize>,
 }
 
+/// A relation that something is wrong with, and what it reads is known from elsewhere, or does not matter.
+fn without_reads(relation: String) -> (String, Vec<String>) {
+    (relation, Vec::new())
+}
+
 impl Reading<'_> {
     pub fn finish(mut self, models: &BTreeMap<String, PathBuf>) -> Project {
         if !self.settings.read {
             let relations = self.nodes.values().flat_map(|node| &node.rendered.relations);
             let sources: Vec<String> = relations.filter(|r| !models.contains_key(*r)).cloned().collect();
-            self.absent.extend(sources);
+            self.absent.extend(sources.into_iter().map(without_reads));
         }
         self.refuse_disabled(models);
         self.refuse_tests_of_sources(models);
@@ -32,7 +37,7 @@ impl Reading<'_> {
         let view = self.view(models);
         let mut needed: BTreeSet<&str> = BTreeSet::from([view.as_str()]);
         needed.extend(self.found.iter().flat_map(|(_, relations)| relations).map(String::as_str));
-        let unrendered = self.read_all_the_same.iter().map(|(name, reads)| (name.as_str(), reads));
+        let unrendered = self.absent.iter().map(|(name, reads)| (name.as_str(), reads));
         let rendered = self.nodes.iter().map(|(name, node)| (name.as_str(), &node.rendered.relations));
         let reads: BTreeMap<&str, &Vec<String>> = unrendered.chain(rendered).collect();
         let mut open: Vec<&str> = needed.iter().copied().collect();
@@ -50,11 +55,11 @@ impl Reading<'_> {
         let (models, others) = (kept.into_iter().map(&mut model).collect(), left.into_iter().map(&mut model).collect());
         let mut tests: Vec<DataTest> = self.found.into_iter().map(|(test, _)| test).collect();
         tests.sort_by(|a, b| a.name.cmp(&b.name));
-        Project { models, others, tests, view, absent: self.absent }
+        Project { models, others, tests, view, absent: self.absent.into_keys().collect() }
     }
 
     fn refuse_disabled(&mut self, models: &BTreeMap<String, PathBuf>) {
-        let is_disabled = |name: &String| !self.nodes.contains_key(name) && !self.absent.contains(name);
+        let is_disabled = |name: &String| !self.nodes.contains_key(name) && !self.absent.contains_key(name);
         let disabled: BTreeSet<String> = models.keys().filter(|name| is_disabled(name)).cloned().collect();
         // A test of a model that is not enabled is not either.
         self.found.retain(|(test, _)| !disabled.contains(&test.relation));
@@ -65,7 +70,7 @@ impl Reading<'_> {
                 wrong.push(name.clone());
             }
         }
-        self.absent.extend(wrong);
+        self.absent.extend(wrong.into_iter().map(without_reads));
         for (test, relations) in &self.found {
             for relation in relations.iter().filter(|r| disabled.contains(*r)) {
                 self.problem(&test.declared, format!("refers to {relation}, which is not enabled"));
@@ -139,7 +144,7 @@ impl Reading<'_> {
                     let reason = format!("the models refer to each other in a cycle: {circle} -> {first}");
                     self.problem(self.reference(first, &cycle[0].to), reason);
                     told.extend(names.iter().map(ToString::to_string));
-                    self.absent.extend(told.iter().cloned());
+                    self.absent.extend(told.iter().cloned().map(without_reads));
                 }
             }
         }
@@ -180,7 +185,7 @@ impl Reading<'_> {
             if !models.contains_key(view) {
                 let hint = near(view, models.keys().map(String::as_str));
                 self.problem("view", format!("there is no model {view} in models/{hint}"));
-            } else if !self.nodes.contains_key(view) && !self.absent.contains(view) {
+            } else if !self.nodes.contains_key(view) && !self.absent.contains_key(view) {
                 self.problem("view", format!("the model {view} is not enabled"));
             }
             return view.clone();

@@ -58,14 +58,14 @@ pub(super) fn read(cx: &Context<'_>, settings: &Settings<'_>) -> Project {
         .filter_map(|path| Some((path, text(cx, path)?)))
         .flat_map(|(path, text)| properties::read(cx, path, &text))
         .collect();
-    let mut absent = BTreeSet::new();
+    let mut absent = BTreeMap::new();
     for source in settings.sources {
         let name = format!("{}__{}", source.schema, source.table);
         if let Some(path) = models.get(&name) {
             let reason =
                 format!("{name} is the source {}.{} in SQL; give the model another name", source.schema, source.table);
             cx.problem(path.display().to_string(), reason);
-            absent.insert(name);
+            absent.insert(name, Vec::new());
         }
     }
     let names = Names {
@@ -81,15 +81,7 @@ pub(super) fn read(cx: &Context<'_>, settings: &Settings<'_>) -> Project {
             .collect(),
     };
     let jinja = Jinja::new(names, &macros, &mut cx.problems.borrow_mut());
-    let mut reading = Reading {
-        cx,
-        settings,
-        jinja,
-        nodes: BTreeMap::new(),
-        absent,
-        read_all_the_same: BTreeMap::new(),
-        found: Vec::new(),
-    };
+    let mut reading = Reading { cx, settings, jinja, nodes: BTreeMap::new(), absent, found: Vec::new() };
     reading.render_models(&models, &described);
     reading.describe(&described);
     for path in test_files.iter().filter(singular) {
@@ -111,10 +103,8 @@ struct Reading<'a> {
     jinja: Jinja,
     /// The models that are enabled and could be rendered.
     nodes: BTreeMap<String, Node>,
-    /// The models that something is wrong with.
-    absent: BTreeSet<String>,
-    /// What those of them read that could not be rendered, as far as it is known.
-    read_all_the_same: BTreeMap<String, Vec<String>>,
+    /// The relations that something is wrong with, and what they read all the same, as far as it is known.
+    absent: BTreeMap<String, Vec<String>>,
     /// Each test with the relations that it reads.
     found: Vec<(DataTest, Vec<String>)>,
 }
@@ -126,11 +116,11 @@ impl Reading<'_> {
 
     fn render_models(&mut self, models: &BTreeMap<String, PathBuf>, described: &[Described]) {
         for (name, path) in models {
-            if self.absent.contains(name) {
+            if self.absent.contains_key(name) {
                 continue;
             }
             let Some(template) = template(self.cx, path) else {
-                self.absent.insert(name.clone());
+                self.absent.insert(name.clone(), Vec::new());
                 continue;
             };
             let properties = described.iter().find(|d| d.source.is_none() && d.name == *name);
@@ -154,8 +144,7 @@ impl Reading<'_> {
                 }
                 Ok(_) => {}
                 Err(Unrendered { problems, relations }) => {
-                    self.absent.insert(name.clone());
-                    self.read_all_the_same.insert(name.clone(), relations);
+                    self.absent.insert(name.clone(), relations);
                     self.cx.problems.borrow_mut().extend(problems);
                 }
             }
