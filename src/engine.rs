@@ -6,6 +6,7 @@
 mod driving;
 mod indexing;
 mod preflight;
+mod pulse;
 mod raw;
 mod reading;
 

@@ -338,7 +338,7 @@ async fn doctor(folder: &std::path::Path) -> u8 {
     say(
         "device",
         embed::device::pick(config.embed.device)
-            .map(|(d, why)| format!("{d:?}, because {why}"))
+            .map(|(d, why)| format!("{}, because {why}", embed::device::name(&d)))
             .map_err(|e| e.to_string()),
     );
     let model = embed::Embedder::load(&config.embed);
@@ -351,8 +351,10 @@ async fn doctor(folder: &std::path::Path) -> u8 {
     if config.registry.url.is_some() {
         say("registry", engine::ask_registry(&config).await);
     }
-    let places = config.raw.iter().map(|raw| ("raw", &raw.uri, &raw.options));
-    for (what, uri, options) in [("index", &config.index.uri, &config.index.options)].into_iter().chain(places) {
+    let (vectors, no_options) = (config.embed.store.to_string_lossy().into_owned(), Default::default());
+    let mut places = vec![("index", &config.index.uri, &config.index.options), ("vectors", &vectors, &no_options)];
+    places.extend(config.raw.iter().map(|raw| ("raw", &raw.uri, &raw.options)));
+    for (what, uri, options) in places {
         let probed = storage::probe(uri, options).await;
         say(what, probed.map(|()| uri.clone()).map_err(|e| format!("{uri}: {e}")));
     }

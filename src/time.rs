@@ -105,11 +105,6 @@ impl Position {
         other.0.iter().all(|(p, next)| *next <= Offset(0) || self.get(p).is_some_and(|mine| mine >= *next))
     }
 
-    /// Forgets partitions that `keep` refuses: for a topic that was recreated, and for nothing else.
-    pub fn retain(&mut self, keep: impl Fn(&Partition, Offset) -> bool) {
-        self.0.retain(|p, next| keep(p, *next));
-    }
-
     pub fn iter(&self) -> impl Iterator<Item = (&Partition, Offset)> {
         self.0.iter().map(|(p, next)| (p, *next))
     }

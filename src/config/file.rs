@@ -134,6 +134,8 @@ fn read(cx: &Context<'_>, table: Option<Table>) -> (Config, BTreeSet<String>) {
         bootstrap_servers: s.text("bootstrap_servers", None),
         options: options(&mut s),
         queue_max_bytes: s.size("queue_max_bytes", 64 * MIB, MIB..=2048 * MIB),
+        heartbeat_topics: heartbeat_topics(&mut s),
+        heartbeat_max_silence_s: s.number("heartbeat_max_silence_s", 60, 1..=86_400),
     };
     s.finish();
 
@@ -241,6 +243,12 @@ fn read(cx: &Context<'_>, table: Option<Table>) -> (Config, BTreeSet<String>) {
         raw,
     };
     (config, absent)
+}
+
+/// An empty name is none: the environment may leave it open.
+fn heartbeat_topics(kafka: &mut Section<'_>) -> Vec<String> {
+    let names = if kafka.table.contains_key("heartbeat_topics") { kafka.texts("heartbeat_topics") } else { vec![] };
+    names.into_iter().filter(|name| !name.trim().is_empty()).collect()
 }
 
 /// Whether two locations are one, as far as their texts say.

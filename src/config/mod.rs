@@ -63,6 +63,10 @@ pub struct Kafka {
     pub options: BTreeMap<String, String>,
     /// Bound of the bytes read ahead of the decoder, and of those that it has rejected and that are not in quarantine yet.
     pub queue_max_bytes: usize,
+    /// Topics that connectors send their heartbeats to, one for each connector.
+    pub heartbeat_topics: Vec<String>,
+    /// A connector of which nothing was heard for so long is said to be away.
+    pub heartbeat_max_silence_s: u64,
 }
 
 #[derive(Clone, Debug)]

@@ -55,16 +55,14 @@ enum KeyPlan {
     Record(RowPlan),
     /// A key of one column may come bare.
     Single(NodeId),
-    /// The message's key is another one than the configured; the row has it.
-    Foreign,
 }
 
 impl KeyPlan {
     fn new(schema: &Schema, of: &RowType) -> Result<KeyPlan, Bad> {
         match schema.record(schema.root) {
-            Some(record) => Ok(RowPlan::key(schema, record, of)?.map_or(KeyPlan::Foreign, KeyPlan::Record)),
+            Some(record) => RowPlan::key(schema, record, of)?.map(KeyPlan::Record).ok_or_else(|| foreign(of)),
             None if of.key_columns().len() == 1 => Ok(KeyPlan::Single(schema.root)),
-            None => Ok(KeyPlan::Foreign),
+            None => Err(foreign(of)),
         }
     }
 }
@@ -209,7 +207,7 @@ impl Decoder {
         let row_type = &self.row_type;
         let plan = plans.key.get_or_insert_with(|| {
             made(parse(id, text), |schema| {
-                KeyPlan::new(schema, row_type).map_err(|b| bad(b.rule, format!("the key's schema {id}: {}", b.reason)))
+                KeyPlan::new(schema, row_type).map_err(|b| bad(b.rule, format!("the key (schema {id}): {}", b.reason)))
             })
         });
         let plan = plan.clone();
@@ -243,7 +241,7 @@ impl Decoder {
         let (id, body) = wire::split(key).map_err(|e| bad(Rule::Wire, format!("the key: {e}")))?;
         let plan = self.key_plan(id)?;
         let (schema, plan) = plan.as_ref().as_ref().map_err(Clone::clone)?;
-        read_key_avro(plan, schema, body, &self.row_type).map_err(in_key)
+        read_key_avro(plan, schema, body, &self.row_type).map(Some).map_err(in_key)
     }
 
     fn json(&mut self, offset: Offset, key: Option<&[u8]>, value: Option<&[u8]>, to: &mut Assembly) -> Result<(), Bad> {
@@ -284,13 +282,16 @@ impl Decoder {
     pub(super) fn json_key<'a>(&mut self, key: Option<&'a serde_json::Value>) -> Result<Option<Vec<Cell<'a>>>, Bad> {
         let Some(key) = key else { return Ok(None) };
         let (part, payload) = schema_and_payload(key);
+        if payload.is_null() {
+            return Ok(None);
+        }
         let row_type = self.row_type.clone();
         let plan = match part {
             None => self.bare_key.clone(),
             Some(part) => remembered(&mut self.json_keys, part, |schema| KeyPlan::new(schema, &row_type)),
         };
-        let (schema, plan) = plan.as_ref().as_ref().map_err(Clone::clone)?;
-        read_key_json(plan, schema, payload, &row_type).map_err(in_key)
+        let (schema, plan) = plan.as_ref().as_ref().map_err(|bad| in_key(bad.clone()))?;
+        read_key_json(plan, schema, payload, &row_type).map(Some).map_err(in_key)
     }
 
     /// The plan of values with this schema part.
@@ -302,6 +303,17 @@ impl Decoder {
     pub(super) fn assemble(&self, assembly: Assembly) -> (Vec<Change>, Counts) {
         assembly.finish(&self.row_type, &self.key_converter)
     }
+}
+
+/// By another key than its own a deleted row could not be told: before it, a database may have sent no more than that key, with made-up values
+/// beside it. And Kafka keeps the order of the events of one key, not of one row.
+fn foreign(of: &RowType) -> Bad {
+    let names: Vec<&str> = of.key_columns().iter().map(|k| &*of.columns[*k].name).collect();
+    let names = names.join(", ");
+    let reason = format!(
+        "it has not the columns of source.key ({names}); name the table's own key there, or let the connector write these (message.key.columns)"
+    );
+    bad(Rule::Contract, reason)
 }
 
 fn in_key(bad: Bad) -> Bad {
@@ -320,31 +332,22 @@ fn parse(id: u32, text: &str) -> Result<Schema, Bad> {
     Schema::from_avro(text).map_err(|e| bad(Rule::Type, format!("schema {id}: {e}")))
 }
 
-fn read_key_avro<'a>(
-    plan: &KeyPlan,
-    schema: &Schema,
-    body: &'a [u8],
-    of: &RowType,
-) -> Result<Option<Vec<Cell<'a>>>, Bad> {
+fn read_key_avro<'a>(plan: &KeyPlan, schema: &Schema, body: &'a [u8], of: &RowType) -> Result<Vec<Cell<'a>>, Bad> {
     let wire = |e: String| bad(Rule::Body, e);
     let mut cursor = Cursor::new(body);
     let cells = match plan {
-        KeyPlan::Foreign => {
-            cursor.skip(schema, schema.root).map_err(wire)?;
-            None
-        }
         KeyPlan::Single(node) => {
             let column = &of.columns[of.key_columns()[0]];
             let writer = writer_type(schema, *node, column)?;
             let raw = cursor.read(schema, *node).map_err(wire)?;
-            Some(vec![convert(raw, &writer, &column.ty).map_err(|e| bad(Rule::Value, e))?])
+            vec![convert(raw, &writer, &column.ty).map_err(|e| bad(Rule::Value, e))?]
         }
         KeyPlan::Record(plan) => {
             cursor.branch(schema, schema.root).map_err(wire)?;
             let row = plan.read_avro(schema, &mut cursor, of, "")?;
             match row.misfit {
                 Some(misfit) => return Err(misfit),
-                None => Some(row.cells),
+                None => row.cells,
             }
         }
     };
@@ -357,23 +360,22 @@ fn read_key_json<'a>(
     schema: &Schema,
     payload: &'a serde_json::Value,
     of: &RowType,
-) -> Result<Option<Vec<Cell<'a>>>, Bad> {
+) -> Result<Vec<Cell<'a>>, Bad> {
     match (plan, payload) {
         (KeyPlan::Record(plan), serde_json::Value::Object(object)) => {
             // Without a schema part the plan is the contract's, and the object may be another key than the configured one.
             if of.key_columns().iter().any(|k| !object.contains_key(&*of.columns[*k].name)) {
-                return Ok(None);
+                return Err(foreign(of));
             }
             let row = plan.read_json(schema, object, of, "");
-            row.misfit.map_or(Ok(Some(row.cells)), Err)
+            row.misfit.map_or(Ok(row.cells), Err)
         }
-        (KeyPlan::Single(node), payload) => bare_key_json(*node, schema, payload, of).map(Some),
+        (KeyPlan::Single(node), payload) => bare_key_json(*node, schema, payload, of),
         // Without a schema part the contract says what a bare value is.
-        (KeyPlan::Record(plan), payload) if !payload.is_array() && !payload.is_null() => match plan.single() {
-            Some(node) => bare_key_json(node, schema, payload, of).map(Some),
-            None => Ok(None),
+        (KeyPlan::Record(plan), payload) => match plan.single().filter(|_| !payload.is_array()) {
+            Some(node) => bare_key_json(node, schema, payload, of),
+            None => Err(foreign(of)),
         },
-        _ => Ok(None),
     }
 }
 

@@ -340,7 +340,8 @@ impl Added {
             ("__deleted", Raw::Str(v)) => self.deleted = v == "true",
             ("__op", raw) => self.op = op(raw),
             (name, raw) => {
-                if let Some(field) = origin_field(name) {
+                // `__ts_ms` is when Debezium wrote the event: it stands for the commit only where nothing better does.
+                if let Some(field) = origin_field(name).filter(|_| name != "__ts_ms" || self.origin.ts_ms == 0) {
                     keep(&mut self.origin, field, raw, table);
                 }
             }

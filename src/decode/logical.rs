@@ -299,7 +299,7 @@ fn is_list_of(wire: &Wire, item: Wire) -> bool {
     matches!(wire, Wire::List(own) if own.wire == item && own.meaning == Meaning::Plain)
 }
 
-/// arrow-avro reads the record by position, so the order of its two fields counts.
+/// The record is read by position, so the order of its two fields counts.
 fn is_scaled(schema: &Schema, node: &Node) -> bool {
     let Shape::Record(record) = &node.shape else { return false };
     let [scale, value] = record.fields.as_slice() else { return false };

@@ -2,10 +2,10 @@
 //!
 //! The invariant: a plan exists only if the writer keeps the contract; what breaks it is said by column.
 
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, TimeUnit};
 
 use super::avro::Cursor;
-use super::cell::{Cell, Raw, convert, is_placeholder};
+use super::cell::{Cell, Raw, convert, instants, is_placeholder};
 use super::envelope::Values;
 use super::logical::{Meaning, Type};
 use super::row::{ContractColumn, RowType};
@@ -55,6 +55,7 @@ struct Take {
 enum Direct {
     Text,
     Long,
+    Instant(TimeUnit),
     Int,
     Boolean,
 }
@@ -65,7 +66,9 @@ impl Direct {
         let direct = match (&schema.node(node).shape, writer.meaning, column) {
             (Shape::String, Meaning::Plain, DataType::Utf8) => Direct::Text,
             (Shape::Long, Meaning::Plain, DataType::Int64) => Direct::Long,
-            (Shape::Long, Meaning::Instant(unit), DataType::Timestamp(wanted, _)) if unit == *wanted => Direct::Long,
+            (Shape::Long, Meaning::Instant(unit), DataType::Timestamp(wanted, _)) if unit == *wanted => {
+                Direct::Instant(unit)
+            }
             (Shape::Int, Meaning::Plain, DataType::Int32 | DataType::Int64) => Direct::Int,
             (Shape::Boolean, Meaning::Plain, DataType::Boolean) => Direct::Boolean,
             _ => return None,
@@ -181,6 +184,13 @@ impl RowPlan {
                 Cell::Str(text.into())
             }
             Direct::Long => Cell::Int(cursor.long()?),
+            Direct::Instant(unit) => match cursor.long()? {
+                value if instants(unit).contains(&value) => Cell::Int(value),
+                value => {
+                    self.put(row, take.place, Raw::Int(value), &take.writer, of, unavailable);
+                    return Ok(());
+                }
+            },
             Direct::Int => Cell::Int(cursor.int()?),
             Direct::Boolean => Cell::Bool(cursor.boolean()?),
         };

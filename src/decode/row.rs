@@ -72,7 +72,10 @@ impl RowType {
                     .ok_or_else(|| fail(format!("no column {key} for the key")))
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let fields: Vec<Field> = columns.iter().map(|c| Field::new(&*c.name, c.ty.arrow.clone(), c.nullable)).collect();
+        // A value that the database did not send is null where no former row has it, whatever the contract says.
+        let may_be_null = |n: usize| columns[n].nullable || !key_columns.contains(&n);
+        let field = |(n, c): (usize, &ContractColumn)| Field::new(&*c.name, c.ty.arrow.clone(), may_be_null(n));
+        let fields: Vec<Field> = columns.iter().enumerate().map(field).collect();
         let converter = converter(fields.iter()).map_err(|e| fail(e.to_string()))?;
         Ok(RowType { columns, unread: vec![], schema: Arc::new(ArrowSchema::new(fields)), key_columns, converter })
     }

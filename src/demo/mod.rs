@@ -107,13 +107,14 @@ fn rate(text: &str) -> Result<f64, String> {
 /// A time such as 60s or 5m.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let number: u64 = text[..split].parse().map_err(|_| format!("{text:?} is no time such as 60s or 5m"))?;
-    match &text[split..] {
-        "s" | "" => Ok(Duration::from_secs(number)),
-        "m" => Ok(Duration::from_secs(60 * number)),
-        "h" => Ok(Duration::from_secs(3600 * number)),
-        unit => Err(format!("{unit:?} is none of s, m, h")),
-    }
+    let seconds = match &text[split..] {
+        "s" | "" => 1,
+        "m" => 60,
+        "h" => 3600,
+        unit => return Err(format!("{unit:?} is none of s, m, h")),
+    };
+    let whole = text[..split].parse().ok().and_then(|number: u64| number.checked_mul(seconds));
+    whole.map(Duration::from_secs).ok_or_else(|| format!("{text:?} is no time such as 60s or 5m"))
 }
 
 /// Runs the demo until it is told to stop.
@@ -152,6 +153,8 @@ pub fn product_dataflow(
         "SCHEMA_REGISTRY_URL" => Some(registry.to_string()),
         "FRESHET_DATA_DIR" => Some(folder.join("data").to_string_lossy().into_owned()),
         "FRESHET_LISTEN" => Some(listen.to_string()),
+        // Its shop sends none.
+        "KAFKA_HEARTBEAT_TOPIC" => None,
         other => std::env::var(other).ok(),
     };
     Ok(config::load_with(&data.join("dataflows/product"), variables)?)
@@ -164,8 +167,18 @@ async fn demo(options: &Options, data: &Path) -> Outcome {
     let shop_port = shop_port.ok_or("--listen needs a port whose next one is the shop's: 1 to 65534")?;
     let shop_address = SocketAddr::new(options.listen.ip(), shop_port);
     let in_data = |e: std::io::Error| format!("{} (--data): {e}", data.display());
+    let lock = data.join("demo.lock");
+    // What lies there is made anew and written over: only a demo's own.
+    let is_taken = |name: &&&str| data.join(name).exists();
+    if let Some(name) = ["data", "dataflows", "schemas"].iter().find(is_taken).filter(|_| !lock.exists()) {
+        return Err(format!(
+            "{} (--data) has {name}, which no demo has made; give a folder of its own",
+            data.display()
+        )
+        .into());
+    }
     std::fs::create_dir_all(data).map_err(in_data)?;
-    let lock = File::create(data.join("demo.lock")).map_err(in_data)?;
+    let lock = File::create(lock).map_err(in_data)?;
     match lock.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(format!("another demo runs in {}", data.display()).into()),

@@ -44,10 +44,19 @@ pub fn gpus() -> Result<Vec<Gpu>, String> {
         .collect()
 }
 
+/// A device as the configuration names it.
+pub fn name(device: &Device) -> String {
+    match device.location() {
+        DeviceLocation::Cpu => "cpu".into(),
+        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+    }
+}
+
 /// The memory of a GPU that is free now.
 pub(super) fn free_bytes(device: &Device) -> Result<usize, Error> {
     let DeviceLocation::Cuda { gpu_id } = device.location() else {
-        return Err(Error::Device { device: format!("{device:?}"), reason: "it has no memory of its own".into() });
+        return Err(Error::Device { device: name(device), reason: "it has no memory of its own".into() });
     };
     CudaContext::new(gpu_id).and_then(|context| context.mem_get_info()).map(|(free, _)| free).map_err(|e| {
         Error::Device { device: format!("cuda:{gpu_id}"), reason: format!("its free memory cannot be asked for: {e}") }

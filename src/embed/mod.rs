@@ -65,7 +65,11 @@ pub fn problems(config: &config::Embed) -> Vec<config::Problem> {
     match load::local(config) {
         Err(e) => problem("embed.path", e),
         Ok(Err(_)) => Vec::new(),
-        Ok(Ok(files)) => load::verify(&files, config).err().map_or(Vec::new(), |e| problem("embed.model", e)),
+        Ok(Ok(files)) => match load::verify(&files, config) {
+            Ok(_) => Vec::new(),
+            Err(e @ Error::Checksum { .. }) => problem("embed.sha256", e),
+            Err(e) => problem("embed.model", e),
+        },
     }
 }
 

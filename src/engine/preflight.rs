@@ -11,7 +11,7 @@ use arrow::datatypes::SchemaRef;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-use crate::config::{self, Config, DataTest, Errors, Problem, TestKind};
+use crate::config::{self, Config, DataTest, Errors, Problem, Severity, TestKind};
 use crate::dataflow::{Mistake, Plan, PlanError, Project, Table};
 use crate::decode::{self, RegistryClient, RowType, SchemaStore};
 use crate::source::Source;
@@ -115,14 +115,16 @@ fn planned(config: &Config, mut absent: BTreeSet<String>) -> Planned {
             |s: &config::Source| format!("{}__{}", s.schema, s.table) == test.relation && s.key == [column.as_str()];
         config.sources.iter().any(keyed)
     };
-    let tests: Vec<DataTest> = config.tests.iter().filter(|t| !is_key(t)).cloned().collect();
+    let mut tests: Vec<DataTest> = config.tests.iter().filter(|t| !is_key(t)).cloned().collect();
+    tests.extend(key_is_there(config));
     let project = Project { models: &config.models, others: &config.others, tests: &tests, view: &config.view };
     let whole = match Plan::project(&project, &tables, &absent) {
         Ok(plan) => plan,
         Err(mut e) => {
             planned.view_schema = e.view_schema.take();
             let outline = e.view_outline.take();
-            planned.problems.extend(problems_of(e));
+            // That the view lacks the key is told below.
+            planned.problems.extend(problems_of(e).into_iter().filter(|p| p.key != INDEX_KEY));
             planned.problems.extend(match (&planned.view_schema, outline) {
                 (Some(view), _) => index::problems(&config.index, view),
                 (None, Some(names)) => {
@@ -149,6 +151,24 @@ fn planned(config: &Config, mut absent: BTreeSet<String>) -> Planned {
     planned
 }
 
+const INDEX_KEY: &str = "index.key";
+
+/// A row without a key is no row of the index, where nothing could find it again: it is held back, unless a test of the dataflow's does that.
+fn key_is_there(config: &Config) -> Option<DataTest> {
+    let (relation, kind) = (config.view.clone(), TestKind::NotNull { column: config.index.key.clone() });
+    let is_said =
+        |t: &DataTest| (&t.relation, &t.kind, t.severity, &t.condition) == (&relation, &kind, Severity::Error, &None);
+    (!config.tests.iter().any(is_said)).then(|| DataTest {
+        name: format!("index_key_{relation}_{}", config.index.key),
+        relation,
+        kind,
+        severity: Severity::Error,
+        condition: None,
+        declared: INDEX_KEY.into(),
+        lines: vec![],
+    })
+}
+
 fn problems_of(error: PlanError) -> Vec<Problem> {
     let problem = |mistake| {
         let (key, reason) = match mistake {
@@ -160,13 +180,20 @@ fn problems_of(error: PlanError) -> Vec<Problem> {
     };
     error.mistakes.into_iter().map(problem).collect()
 }
-/// Whether the broker answers, and what it keeps of the topics.
+
+/// Whether the broker answers, what it keeps of the topics, and which connector has sent no heartbeat.
 pub fn ask_broker(config: &Config) -> Result<String, String> {
     let topics: Vec<Arc<str>> = config.sources.iter().map(|s| s.topic.clone()).collect();
     let mut source = KafkaSource::new(&config.kafka, &topics).map_err(|e| e.to_string())?;
     let marks = source.watermarks().map_err(|e| e.to_string())?;
     let events: i64 = marks.iter().map(|(_, w)| w.high.0 - w.low.0).sum();
-    Ok(format!("{} has {events} events in {} partitions", config.kafka.bootstrap_servers, marks.len()))
+    let mut told = format!("{} has {events} events in {} partitions", config.kafka.bootstrap_servers, marks.len());
+    for topic in &config.kafka.heartbeat_topics {
+        if source.written(topic).map_err(|e| e.to_string())? == 0 {
+            told.push_str(&format!(", and no heartbeat in {topic}: is the connector's heartbeat.interval.ms set?"));
+        }
+    }
+    Ok(told)
 }
 
 /// Whether the registry answers. An id that nobody registers is as good a question as any.

@@ -149,43 +149,30 @@ impl Reading {
         Ok(Some(hydrated))
     }
 
-    /// Whether Kafka still holds what follows on raw.
-    pub(super) fn follows_on(
-        &self,
-        raw: &config::Raw,
-        landed: &Position,
-        marks: &BTreeMap<Partition, Watermarks>,
-    ) -> Result<(), Trouble> {
-        for (partition, next) in landed.iter() {
+    /// Whether Kafka still holds what follows on what was read of it.
+    pub(super) fn follows_on(&self, read: &Position, marks: &BTreeMap<Partition, Watermarks>) -> Result<(), Trouble> {
+        for (partition, next) in read.iter() {
             let what = match marks.get(partition) {
-                None => format!("{partition} is gone, of which raw has landed up to {}", next.0),
+                None => format!("{partition} is gone, which was read up to {}", next.0),
                 Some(marks) if next > marks.high => format!(
-                    "{partition} ends at offset {}, and raw has landed up to {}: the topic was made anew",
+                    "{partition} ends at offset {}, and was read up to {}: the topic was made anew",
                     marks.high.0, next.0
                 ),
                 Some(marks) if next < marks.low => format!(
-                    "{partition} begins at offset {}, and raw has landed up to {}: what lies between was removed before it was read",
+                    "{partition} begins at offset {}, and was read up to {}: what lies between was removed before it was read",
                     marks.low.0, next.0
                 ),
                 Some(_) => continue,
             };
-            return Err(self.begin_anew(raw, partition, &what));
-        }
-        let (old, new): (Vec<&Partition>, _) = marks.keys().partition(|p| landed.get(p).is_some());
-        // On a first start all are new, which nobody has to be told.
-        if !old.is_empty() {
-            for partition in &new {
-                tracing::info!(%partition, "nothing of this partition has landed yet; it is read from its first offset");
-            }
+            return Err(self.begin_anew(partition, &what));
         }
         Ok(())
     }
 
-    /// Whether the topics are still those that raw has landed, also where a new one has grown past it: the last message of each partition that landed
+    /// Whether the topics are still those that were read, also where a new one has grown past that: the last message of each partition that was read
     /// has to be where it was. What cannot be found within a moment, because the topic was compacted, says nothing.
     pub(super) fn is_same(
         &self,
-        raw: &config::Raw,
         source: &mut dyn Source,
         last: &BTreeMap<Partition, Landed>,
         (start, marks): (&Position, &BTreeMap<Partition, Watermarks>),
@@ -202,25 +189,31 @@ impl Reading {
             let Some(batch) = source.poll(LOOK)? else { continue };
             let Some(landed) = wanted.get(&batch.partition) else { continue };
             let Some(found) = batch.messages.iter().find(|m| m.offset >= landed.offset) else { continue };
-            let (offset, timestamp_ms) = (found.offset, found.timestamp_ms);
-            let key = batch.key(found);
-            if offset == landed.offset && (timestamp_ms, key) != (landed.timestamp_ms, landed.key.as_deref()) {
+            let found = Landed::of(&batch, found);
+            if found.offset == landed.offset && found != **landed {
                 let what = format!(
-                    "{} has another message at offset {} than the one that landed: the topic was made anew",
-                    batch.partition, offset.0
+                    "{} has another message at offset {} than the one that was read: the topic was made anew",
+                    batch.partition, found.offset.0
                 );
-                return Err(self.begin_anew(raw, &batch.partition, &what));
+                return Err(self.begin_anew(&batch.partition, &what));
             }
             wanted.remove(&batch.partition);
         }
         Ok(())
     }
 
-    fn begin_anew(&self, raw: &config::Raw, partition: &Partition, what: &str) -> Trouble {
-        let table = self.config.sources.iter().find(|s| s.topic == partition.topic).map(|s| raw.table(s));
-        let table = table.unwrap_or_else(|| raw.uri.clone());
-        let way = "let Debezium take a new snapshot of the table, move the raw table away, and start again";
-        Trouble { passing: false, reason: format!("{what}; {way} ({table})") }
+    fn begin_anew(&self, partition: &Partition, what: &str) -> Trouble {
+        let way = match &self.config.raw {
+            Some(raw) => {
+                let table = self.config.sources.iter().find(|s| s.topic == partition.topic).map(|s| raw.table(s));
+                let table = table.unwrap_or_else(|| raw.uri.clone());
+                format!(
+                    "let Debezium take a new snapshot of the table, move the raw table away, and start again ({table})"
+                )
+            }
+            None => "start again, which reads it from its first offset".into(),
+        };
+        Trouble { passing: false, reason: format!("{what}; {way}") }
     }
 
     /// Gives a batch to the landing, which may have to make room first. Says whether it was taken: not when the service is to stop, or the

@@ -9,18 +9,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
+use super::pulse::Pulses;
 use super::raw::Hydrated;
 use super::{Peers, Shared};
 use crate::config::Config;
 use crate::decode::{Counts, Decoded, Decoder, RowType, SchemaStore};
-use crate::raw::{Gate, Landing, Quarantine, RawTable};
+use crate::raw::{Gate, Landed, Landing, Quarantine, RawTable};
 use crate::serve::{State, Status};
 use crate::source::{self, Source, Watermarks};
 use crate::thread;
 use crate::time::{Offset, Partition, Position};
 
 const POLL: Duration = Duration::from_millis(20);
-const LAG_EVERY: Duration = Duration::from_millis(1000);
+pub(super) const LAG_EVERY: Duration = Duration::from_millis(1000);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
 /// What the thread needs.
@@ -103,15 +104,24 @@ impl Reading {
         if targets.send((target, quarantine.gate())).is_err() || !self.reached(&start, send) {
             return Ok(());
         }
+        let mut last = hydrated.map(|h| h.last.clone()).unwrap_or_default();
+        let mut pulses = Pulses::new(&self.config.kafka);
         let mut next_lag = thread::now();
         while !self.stop.load(Ordering::SeqCst) && !quarantine.has_ended() {
             if thread::now() >= next_lag {
-                // Lag is worth a look, not a halt: a broker that does not answer is noticed by polling.
-                if let Ok(marks) = source.watermarks() {
-                    if self.join_added(source, &marks, &mut start)?.is_none() {
-                        break;
+                match source.watermarks() {
+                    // A topic that comes again may be another one.
+                    Ok(marks) if self.has_shrunk(&marks) && self.go_on(source, &last)?.is_none() => break,
+                    Err(source::Error::NoTopic { .. }) if self.go_on(source, &last)?.is_none() => break,
+                    Ok(marks) => {
+                        pulses.look(source, &marks, &self.status);
+                        if self.join_added(source, &marks, &mut start)?.is_none() {
+                            break;
+                        }
+                        self.status.set_watermarks(marks);
                     }
-                    self.status.set_watermarks(marks);
+                    // Lag is worth a look, not a halt: a broker that does not answer is noticed by polling.
+                    Err(_) => {}
                 }
                 next_lag = thread::now() + LAG_EVERY;
             }
@@ -121,6 +131,9 @@ impl Reading {
             let Some(batch) = polled else { continue };
             metrics.source_messages.inc_by(batch.messages.len() as u64);
             metrics.source_bytes.inc_by(batch.bytes.len() as u64);
+            if let Some(message) = batch.messages.last() {
+                last.insert(batch.partition.clone(), Landed::of(&batch, message));
+            }
             let batch = Arc::new(batch);
             let Some(n) = self.config.sources.iter().position(|s| s.topic == batch.partition.topic) else { continue };
             let decoder = &mut decoders[n];
@@ -149,21 +162,49 @@ impl Reading {
         let marks: BTreeMap<Partition, Watermarks> = source.watermarks()?.into_iter().collect();
         let landed = hydrated.map(|h| &h.landed);
         let begin = Begin::of(&marks, landed, &self.announced);
-        if let (Some(Hydrated { landed, last }), Some(raw)) = (hydrated, &self.config.raw) {
-            self.follows_on(raw, landed, &marks)?;
-            self.is_same(raw, source, last, (&begin.start, &marks))?;
+        if let Some(Hydrated { landed, last }) = hydrated {
+            self.follows_on(landed, &marks)?;
+            self.is_same(source, last, (&begin.start, &marks))?;
         } else {
             self.status.set_state(State::Hydrating, "reading the topics from their first offset");
         }
-        self.say_what_is_lost(&marks, landed);
-        source.seek(&begin.start)?;
+        self.say_what_is_new(&marks, landed);
+        source.seek(&begin.start).map_err(|e| match &e {
+            // Its beginning was removed since it was looked at, and nobody has read any of it.
+            source::Error::OutOfRange { partition, .. } if landed.is_none_or(|l| l.get(partition).is_none()) => {
+                Trouble { passing: true, reason: e.to_string() }
+            }
+            _ => e.into(),
+        })?;
         Ok(begin)
     }
 
-    /// Of partitions that raw has nothing of.
-    fn say_what_is_lost(&self, marks: &BTreeMap<Partition, Watermarks>, landed: Option<&Position>) {
+    /// Whether a partition ends before where it was read to.
+    fn has_shrunk(&self, marks: &[(Partition, Watermarks)]) -> bool {
+        let read = self.shared.read.lock().expect("no holder of this lock panics");
+        marks.iter().any(|(partition, marks)| read.get(partition).is_some_and(|next| next > marks.high))
+    }
+
+    /// Goes on where reading was, once all topics are there, if they are those that were read; `last` are their last messages. `None` when the
+    /// service is to stop.
+    fn go_on(&self, source: &mut dyn Source, last: &BTreeMap<Partition, Landed>) -> Result<Option<()>, String> {
+        self.retry(|| {
+            let marks = source.watermarks()?.into_iter().collect();
+            let read = self.shared.read.lock().expect("no holder of this lock panics").clone();
+            self.follows_on(&read, &marks)?;
+            self.is_same(source, last, (&read, &marks))?;
+            Ok(source.seek(&read)?)
+        })
+    }
+
+    /// Of partitions that raw has nothing of: what of them is lost; and on any but a first start, where all are new, that they are.
+    fn say_what_is_new(&self, marks: &BTreeMap<Partition, Watermarks>, landed: Option<&Position>) {
         let has_landed = |p: &Partition| landed.is_some_and(|landed| landed.get(p).is_some());
+        let is_first = !marks.keys().any(has_landed);
         for (partition, Watermarks { low, high }) in marks.iter().filter(|(p, _)| !has_landed(p)) {
+            if !is_first {
+                tracing::info!(%partition, "nothing of this partition has landed yet; it is read from its first offset");
+            }
             let announced = self.announced.get(partition).unwrap_or_default();
             if announced > *high {
                 tracing::warn!(%partition, announced = announced.0, high = high.0, "the topic ends before what the index has seen: it was made anew, and is read as new");

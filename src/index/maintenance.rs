@@ -86,10 +86,9 @@ impl IndexTable {
         self.table.lance().ok_or_else(|| self.storage(not_lance()))
     }
 
-    /// Brings small fragments together, and removes versions that no search reads any more.
+    /// Removes versions that no search reads any more, and brings small fragments together: in this order, since the newest version is the one
+    /// that is searched until what comes after it is published, and the newest is never removed.
     async fn compact(&self) -> Result<(), Error> {
-        let compact = OptimizeAction::Compact { options: CompactionOptions::default(), remap_options: None };
-        self.lance()?.optimize(compact).await.map_err(|e| self.storage(e))?;
         let age = i64::try_from(self.design.config.versions_max_age_s).unwrap_or(i64::MAX / 1000);
         let prune = OptimizeAction::Prune {
             older_than: Some(Duration::seconds(age)),
@@ -97,6 +96,8 @@ impl IndexTable {
             error_if_tagged_old_versions: None,
         };
         self.lance()?.optimize(prune).await.map_err(|e| self.storage(e))?;
+        let compact = OptimizeAction::Compact { options: CompactionOptions::default(), remap_options: None };
+        self.lance()?.optimize(compact).await.map_err(|e| self.storage(e))?;
         Ok(())
     }
 

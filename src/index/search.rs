@@ -156,8 +156,7 @@ impl IndexSearcher {
         simplifier.simplify(simplifier.coerce(expr, schema)?)
     }
 
-    /// The nearest rows that pass a filter. What is wrong with one may show only when it meets rows (a division by zero): it is the filter's
-    /// fault if the same search goes well without it.
+    /// The nearest rows that pass a filter. What is wrong with one may show only when it meets rows (a division by zero).
     async fn filtered(
         &self,
         snapshot: &Snapshot,
@@ -167,13 +166,12 @@ impl IndexSearcher {
         columns: Option<Vec<String>>,
     ) -> Result<Vec<Hit>, SearchError> {
         let has_filter = filter.is_some();
-        match (self.nearest(snapshot, vector, k, filter, columns).await, has_filter) {
-            (Err(SearchError::Internal(reason)), true) => {
-                self.nearest(snapshot, vector, 1, None, None).await?;
-                Err(SearchError::BadFilter(without_place(&reason)))
+        self.nearest(snapshot, vector, k, filter, columns).await.map_err(|e| match e {
+            SearchError::Internal(reason) if has_filter && is_of_filter(&reason) => {
+                SearchError::BadFilter(without_place(&reason))
             }
-            (found, _) => found,
-        }
+            e => e,
+        })
     }
 
     async fn nearest(
@@ -348,13 +346,21 @@ fn bounded(filter: &str) -> Result<(), SearchError> {
     Ok(())
 }
 
+/// Whether LanceDB says that it could not compute a filter, rather than that it could not read.
+fn is_of_filter(reason: &str) -> bool {
+    [IN_FILTER, OF_ARROW].iter().any(|said| reason.contains(said))
+}
+
+const IN_FILTER: &str = "filter expression to batch: ";
+const OF_ARROW: &str = "LanceError(Arrow): ";
+
 /// An error of LanceDB without where in its code it happened.
 fn without_place(reason: &str) -> String {
     let first = reason.lines().next().unwrap_or_default();
     let said = first.split(", rust/").next().unwrap_or(first).split(", /").next().unwrap_or(first);
     // Where it happened among LanceDB's parts is told by what goes before.
-    let said = said.rsplit_once("filter expression to batch: ").map_or(said, |(_, said)| said);
-    let said = ["lance error: ", "Query Execution error: ", "Internal error: "]
+    let said = said.rsplit_once(IN_FILTER).map_or(said, |(_, said)| said);
+    let said = ["lance error: ", "Query Execution error: ", "Internal error: ", OF_ARROW]
         .iter()
         .fold(said, |said, kind| said.strip_prefix(kind).unwrap_or(said));
     said.trim_end_matches(|c: char| c == ',' || c.is_whitespace()).to_string()

@@ -25,6 +25,7 @@ use crate::config;
 use crate::decode::envelope::{Kind, Values};
 use crate::decode::schema::Schema;
 use crate::decode::{Decoded, Decoder, Origin, RowType, SchemaStore, Taken, TakenEvent, TakenValue, WriterSchema};
+use crate::source::{Message, MessageBatch};
 use crate::time::{Offset, Partition, Position};
 
 pub struct Hydration {
@@ -49,6 +50,14 @@ pub struct Landed {
     pub offset: Offset,
     pub timestamp_ms: i64,
     pub key: Option<Box<[u8]>>,
+}
+
+impl Landed {
+    /// As raw keeps it: time stamps are microseconds there, as far as these go.
+    pub fn of(batch: &MessageBatch, message: &Message) -> Landed {
+        let timestamp_ms = message.timestamp_ms.clamp(i64::MIN / 1000, i64::MAX / 1000);
+        Landed { offset: message.offset, timestamp_ms, key: batch.key(message).map(Into::into) }
+    }
 }
 
 /// A writer, and where its columns are in the table.

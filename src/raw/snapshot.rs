@@ -68,6 +68,7 @@ impl Place {
         let table = RawTable::open(&self.location, &self.options, &self.dataflow, &self.source.topic).await?;
         let mut snapshot = Snapshot::open(&self.location, &self.options, &self.dataflow, &table).await?;
         let stats = snapshot.take(&table, &self.source, schemas).await?;
+        snapshot.log.checkpoint().await?;
         snapshot.log.vacuum(age).await?;
         Ok(stats)
     }

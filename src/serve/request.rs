@@ -63,8 +63,8 @@ impl Route {
             "/readyz" => Route::Readyz,
             "/metrics" => Route::Metrics,
             _ => {
-                let of_key =
-                    |prefix| path.strip_prefix(prefix).filter(|key: &&str| !key.is_empty() && !key.contains('/'));
+                // An empty text is a key too.
+                let of_key = |prefix| path.strip_prefix(prefix).filter(|key: &&str| !key.contains('/'));
                 return match (of_key("/v1/items/"), of_key("/v1/similar/")) {
                     (Some(key), _) => (Route::Item, key),
                     (_, Some(key)) => (Route::Similar, key),
@@ -341,7 +341,7 @@ mod tests {
             ("/v1/search", Route::Search, ""),
             ("/v1/items/a%2Fb", Route::Item, "a%2Fb"),
             ("/v1/similar/7", Route::Similar, "7"),
-            ("/v1/items/", Route::Unknown, ""),
+            ("/v1/items/", Route::Item, ""),
             ("/v1/items/a/b", Route::Unknown, ""),
             ("/v1/search/", Route::Unknown, ""),
             ("/v2/search", Route::Unknown, ""),

@@ -76,6 +76,8 @@ struct Now {
     quarantine_waiting: Option<String>,
     /// Why the index cannot be written.
     index_waiting: Option<String>,
+    /// Which connector is not heard of.
+    connector_waiting: Option<String>,
     /// The dataflow's operators, each with its updates in a second since it was told of before.
     operators: Vec<(OperatorStatus, f64)>,
     operators_told: Instant,
@@ -101,7 +103,8 @@ enum Building {
 impl Now {
     /// The state as it is shown. Whoever waits is still where it was before, and goes on from there; a failure is not waited for.
     fn shown(&self) -> (State, &str) {
-        match self.waiting.as_ref().or(self.quarantine_waiting.as_ref()).or(self.index_waiting.as_ref()) {
+        let waiting = [&self.waiting, &self.quarantine_waiting, &self.index_waiting, &self.connector_waiting];
+        match waiting.into_iter().flatten().next() {
             Some(why) if self.state != State::Failed => (State::Waiting, why),
             _ => (self.state, &self.why),
         }
@@ -132,6 +135,7 @@ impl Status {
             raw_waiting: None,
             quarantine_waiting: None,
             index_waiting: None,
+            connector_waiting: None,
             operators: Vec::new(),
             operators_told: started,
             tests: Vec::new(),
@@ -252,6 +256,11 @@ impl Status {
     /// Why the index cannot be written, or that it can be again.
     pub fn set_index_waiting(&self, why: Option<String>) {
         self.change(|now| now.index_waiting = why);
+    }
+
+    /// Which connector is not heard of, or that all are. What it wrote is searchable; what the database has changed since is not known.
+    pub fn set_connector_waiting(&self, why: Option<String>) {
+        self.change(|now| now.connector_waiting = why);
     }
 
     /// What the dataflow's operators hold and have done, inputs first.
@@ -415,7 +424,10 @@ mod tests {
         status.set_index_waiting(Some("the disk has no room".into()));
         status.set_quarantine_waiting(None);
         assert_eq!(status.state_and_why(), (State::Waiting, "the disk has no room".into()));
+        status.set_connector_waiting(Some("the connector is silent".into()));
         status.set_index_waiting(None);
+        assert_eq!(status.state_and_why(), (State::Waiting, "the connector is silent".into()));
+        status.set_connector_waiting(None);
         assert_eq!(status.state(), State::CatchingUp);
         status.set_waiting(Some("the broker is away".into()));
         status.set_state(State::Failed, "the disk is full");

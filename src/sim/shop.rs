@@ -90,9 +90,9 @@ pub struct Topic {
 }
 
 impl Topic {
-    /// The next offset after the last message that readers get.
+    /// The next offset after all that it has.
     pub fn end(&self) -> i64 {
-        self.messages.iter().rposition(|m| !m.is_marker).map_or(0, |last| last as i64 + 1)
+        self.messages.len() as i64
     }
 
     pub fn offsets(&self) -> impl Iterator<Item = i64> {
@@ -325,7 +325,7 @@ impl Shop {
         topic.messages.push(Message { key, value, timestamp_ms, says, is_marker: false });
     }
 
-    /// The next offsets after all that readers get.
+    /// The next offsets after all that there is.
     pub fn end(&self) -> Position {
         let ends = self.topics.iter().map(|(partition, topic)| (partition.clone(), Offset(topic.end())));
         ends.filter(|(_, end)| *end > Offset(0)).collect()

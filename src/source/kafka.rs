@@ -4,8 +4,8 @@
 //! for by librdkafka itself, and only said.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rdkafka::client::ClientContext;
@@ -26,23 +26,32 @@ const BATCH_MAX_BYTES: usize = 2 << 20;
 const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub struct KafkaSource {
+    client: ClientConfig,
     consumer: BaseConsumer<Reported>,
     brokers: String,
     topics: Vec<Arc<str>>,
     /// What polling took beyond one partition's batch, by partition.
     ready: HashMap<(usize, i32), MessageBatch>,
+    /// The next offset that polling takes of each partition.
+    next: HashMap<(usize, i32), i64>,
 }
 
 /// What librdkafka reports of itself.
 #[derive(Default)]
 struct Reported {
     queued_bytes: AtomicU64,
+    /// The last end of each partition that was come to. All messages before it are polled before the report is: librdkafka queues both in one order.
+    ends: Mutex<HashMap<(String, i32), i64>>,
 }
 
 impl ClientContext for Reported {
     fn stats(&self, statistics: Statistics) {
-        let partitions = statistics.topics.values().flat_map(|topic| topic.partitions.values());
-        self.queued_bytes.store(partitions.map(|p| p.fetchq_size).sum(), Ordering::Relaxed);
+        let partitions =
+            || statistics.topics.values().flat_map(|topic| topic.partitions.values().map(|p| (&topic.topic, p)));
+        self.queued_bytes.store(partitions().map(|(_, p)| p.fetchq_size).sum(), Ordering::Relaxed);
+        let came_to = partitions().filter(|(_, p)| p.eof_offset >= 0);
+        let ends = came_to.map(|(topic, p)| ((topic.clone(), p.partition), p.eof_offset));
+        self.ends.lock().expect("no holder of this lock panics").extend(ends);
     }
 }
 
@@ -108,15 +117,19 @@ pub fn problems(config: &config::Kafka) -> Vec<config::Problem> {
 
 impl ConsumerContext for Reported {}
 
+fn consumer(client: &ClientConfig, brokers: &str) -> Result<BaseConsumer<Reported>, Error> {
+    let made = client.create_with_context(Reported::default());
+    made.map_err(|e: KafkaError| Error::Fatal { brokers: brokers.into(), reason: e.to_string() })
+}
+
 impl KafkaSource {
     pub fn new(config: &config::Kafka, topics: &[Arc<str>]) -> Result<KafkaSource, Error> {
         let mut client = client(config);
         client.set("bootstrap.servers", &config.bootstrap_servers);
         let brokers = config.bootstrap_servers.clone();
-        let consumer = client
-            .create_with_context(Reported::default())
-            .map_err(|e: KafkaError| Error::Fatal { brokers: brokers.clone(), reason: e.to_string() })?;
-        Ok(KafkaSource { consumer, brokers, topics: topics.to_vec(), ready: HashMap::new() })
+        let consumer = consumer(&client, &brokers)?;
+        let (ready, next) = Default::default();
+        Ok(KafkaSource { client, consumer, brokers, topics: topics.to_vec(), ready, next })
     }
 
     fn error(&self, error: &KafkaError) -> Error {
@@ -128,6 +141,8 @@ impl KafkaSource {
                 | Code::TopicAuthorizationFailed
                 | Code::ClusterAuthorizationFailed
                 | Code::SaslAuthenticationFailed
+                // librdkafka goes on behind a message that is damaged, which would be lost.
+                | Code::BadMessage
                 | Code::Fatal,
             ) => Error::Fatal { brokers, reason },
             _ => Error::Unavailable { brokers, reason },
@@ -137,15 +152,20 @@ impl KafkaSource {
     fn partitions(&self) -> Result<Vec<(usize, i32)>, Error> {
         let mut partitions = Vec::new();
         for (index, topic) in self.topics.iter().enumerate() {
-            let metadata = self.consumer.fetch_metadata(Some(topic), METADATA_TIMEOUT).map_err(|e| self.error(&e))?;
-            let found = metadata.topics().iter().find(|t| t.name() == &**topic);
-            let numbers: Vec<i32> = found.map(|t| t.partitions().iter().map(|p| p.id()).collect()).unwrap_or_default();
+            let numbers = self.numbers(topic)?;
             if numbers.is_empty() {
                 return Err(Error::NoTopic { brokers: self.brokers.clone(), topic: topic.to_string() });
             }
             partitions.extend(numbers.into_iter().map(|n| (index, n)));
         }
         Ok(partitions)
+    }
+
+    /// The partitions of a topic; none when it does not exist.
+    fn numbers(&self, topic: &str) -> Result<Vec<i32>, Error> {
+        let metadata = self.consumer.fetch_metadata(Some(topic), METADATA_TIMEOUT).map_err(|e| self.error(&e))?;
+        let found = metadata.topics().iter().find(|t| t.name() == topic);
+        Ok(found.map(|t| t.partitions().iter().map(|p| p.id()).collect()).unwrap_or_default())
     }
 
     fn bounds(&self, topic: &str, number: i32) -> Result<Watermarks, Error> {
@@ -158,6 +178,19 @@ impl KafkaSource {
         // The fullest first; all of them are taken before the next poll.
         let key = self.ready.iter().max_by_key(|(_, b)| b.messages.len()).map(|(k, _)| *k)?;
         self.ready.remove(&key)
+    }
+
+    /// A partition that was polled up to transaction markers, and they are all it has. Asked for when nothing is ready: what was polled before the
+    /// end was reported has been handed out.
+    fn take_passed(&mut self) -> Option<MessageBatch> {
+        let ends = self.consumer.context().ends.lock().expect("no holder of this lock panics");
+        let (key, end) = self.next.iter().find_map(|(key, next)| {
+            let end = *ends.get(&(self.topics[key.0].to_string(), key.1))?;
+            (end > *next).then_some((*key, end))
+        })?;
+        drop(ends);
+        self.next.insert(key, end);
+        Some(MessageBatch::passed(Partition::new(self.topics[key.0].clone(), key.1), Offset(end)))
     }
 }
 
@@ -173,8 +206,13 @@ impl Source for KafkaSource {
             .collect()
     }
 
+    fn written(&mut self, topic: &str) -> Result<i64, Error> {
+        self.numbers(topic)?.into_iter().map(|number| Ok(self.bounds(topic, number)?.high.0)).sum()
+    }
+
     fn seek(&mut self, position: &Position) -> Result<(), Error> {
         let mut list = TopicPartitionList::new();
+        let mut next = HashMap::new();
         for (topic, number) in self.partitions()? {
             let name = self.topics[topic].clone();
             let partition = Partition::new(name.clone(), number);
@@ -184,13 +222,18 @@ impl Source for KafkaSource {
                 return Err(Error::OutOfRange { partition, wanted: start.0, low: bounds.low.0, high: bounds.high.0 });
             }
             list.add_partition_offset(&name, number, KafkaOffset::Offset(start.0)).map_err(|e| self.error(&e))?;
+            next.insert((topic, number), start.0);
         }
+        // Of another consumer than before, so that what is reported of ends is about this assignment.
+        let consumer = consumer(&self.client, &self.brokers)?;
+        consumer.assign(&list).map_err(|e| self.error(&e))?;
         self.ready.clear();
-        self.consumer.assign(&list).map_err(|e| self.error(&e))
+        (self.consumer, self.next) = (consumer, next);
+        Ok(())
     }
 
     fn poll(&mut self, timeout: Duration) -> Result<Option<MessageBatch>, Error> {
-        if let Some(batch) = self.take_ready() {
+        if let Some(batch) = self.take_ready().or_else(|| self.take_passed()) {
             return Ok(Some(batch));
         }
         let mut wait = timeout;
@@ -230,6 +273,7 @@ impl KafkaSource {
         let Some(topic) = self.topics.iter().position(|t| **t == *message.topic()) else { return false };
         let name = self.topics[topic].clone();
         let number = message.partition();
+        self.next.insert((topic, number), message.offset() + 1);
         let batch =
             self.ready.entry((topic, number)).or_insert_with(|| MessageBatch::new(Partition::new(name, number)));
         batch.push(
@@ -264,7 +308,8 @@ impl KafkaSource {
             }
             Ok(None)
         };
-        let otherwise = Error::Fatal { brokers: self.brokers.clone(), reason: error.to_string() };
-        found().map_or_else(|passing| passing, |found| found.unwrap_or(otherwise))
+        // Never a passing one: librdkafka says this once, and fetches nothing more of the partition.
+        let otherwise = || Error::Fatal { brokers: self.brokers.clone(), reason: error.to_string() };
+        found().ok().flatten().unwrap_or_else(otherwise)
     }
 }

@@ -1,12 +1,11 @@
 //! A source yields the messages of its topics, partition by partition, in the order of their offsets.
 //!
 //! It keeps the invariant that within one partition offsets only grow, and it never interprets a byte of what it carries.
-//! The seam between the world and the engine: [`kafka`] is the real one, [`memory`] the one for tests; [`embedded`] is a broker
-//! and a schema registry inside this process for the demo and the tests, reached over real sockets.
+//! The seam between the world and the engine: [`kafka`] is the real one; [`embedded`] is a broker and a schema registry
+//! inside this process for the demo and the tests, reached over real sockets.
 
 pub mod embedded;
 pub mod kafka;
-pub mod memory;
 
 use std::ops::Range;
 use std::time::Duration;
@@ -21,6 +20,8 @@ pub struct MessageBatch {
     /// Keys and values, one after the other.
     pub bytes: Vec<u8>,
     pub messages: Vec<Message>,
+    /// Where the next messages begin, if not right after these: what lies between is known to hold none.
+    passed: Option<Offset>,
 }
 
 /// One message; its key and value are ranges of [`MessageBatch::bytes`]. `None` is Kafka's null.
@@ -35,7 +36,12 @@ pub struct Message {
 
 impl MessageBatch {
     pub fn new(partition: Partition) -> Self {
-        MessageBatch { partition, bytes: Vec::new(), messages: Vec::new() }
+        MessageBatch { partition, bytes: Vec::new(), messages: Vec::new(), passed: None }
+    }
+
+    /// No messages: none lies before `end`.
+    pub fn passed(partition: Partition, end: Offset) -> Self {
+        MessageBatch { passed: Some(end), ..Self::new(partition) }
     }
 
     pub fn push(&mut self, offset: Offset, timestamp_ms: i64, key: Option<&[u8]>, value: Option<&[u8]>) {
@@ -58,9 +64,9 @@ impl MessageBatch {
         message.value.clone().map(|r| &self.bytes[r])
     }
 
-    /// The next offset after this batch; `None` when it is empty.
+    /// The next offset after this batch; `None` when it says nothing of any.
     pub fn end(&self) -> Option<Offset> {
-        self.messages.last().map(|m| Offset(m.offset.0 + 1))
+        self.passed.or(self.messages.last().map(|m| Offset(m.offset.0 + 1)))
     }
 }
 
@@ -76,10 +82,14 @@ pub trait Source: Send {
     /// All partitions of the topics with their watermarks, as of now.
     fn watermarks(&mut self) -> Result<Vec<(Partition, Watermarks)>, Error>;
 
+    /// How many messages a topic has ever had; 0 when there is none of this name.
+    fn written(&mut self, topic: &str) -> Result<i64, Error>;
+
     /// Reads every partition from `position`; partitions that it does not name, from the first offset that is kept.
     fn seek(&mut self, position: &Position) -> Result<(), Error>;
 
-    /// The next messages of any partition: waits up to `timeout`, then answers `None`.
+    /// The next messages of any partition, or where a partition ends when nothing but transaction markers lies before it: waits up to
+    /// `timeout`, then answers `None`.
     /// A peer that is away is [`Error::Unavailable`]; the same call may be made again.
     fn poll(&mut self, timeout: Duration) -> Result<Option<MessageBatch>, Error>;
 

@@ -189,6 +189,96 @@ fn an_empty_text_is_a_key_like_any_other() {
 }
 
 #[test]
+fn a_key_that_is_not_the_configured_one_is_refused() {
+    let record = |fields: Value| json!({"type": "record", "name": "row", "fields": fields});
+    let (id, sku) = (json!({"name": "id", "type": "long"}), json!({"name": "sku", "type": "string"}));
+    let contract = record(json!([id, sku]));
+    let schemas = [(1, contract.to_string().into()), (2, record(json!([id])).to_string().into())];
+    let schemas = Arc::new(FixedSchemas(schemas.into()));
+    let avro = (b"\0\0\0\0\x02\x0e".to_vec(), b"\0\0\0\0\x01\x0e\x02a".to_vec());
+    let json = (br#"{"id": 7}"#.to_vec(), br#"{"id": 7, "sku": "a"}"#.to_vec());
+    for (format, (key, value)) in [("avro", avro), ("json", json)] {
+        let of = Of { topic: "t".into(), format, envelope: "flattened", key: vec!["sku"], contract: contract.clone() };
+        let source = of.checked();
+        let row_type = Arc::new(RowType::from_contract(&source).unwrap());
+        let mut decoder = Decoder::new(0, &source, row_type, schemas.clone()).unwrap();
+        let event = |offset, key: Option<&Vec<u8>>, value| Event { offset, timestamp_ms: 0, key: key.cloned(), value };
+        // A row, its tombstone, and a row of a table without a key.
+        let events =
+            [event(0, Some(&key), Some(value.clone())), event(1, Some(&key), None), event(2, None, Some(value))];
+        let decoded = block_on(decoder.decode(&batch("t", &events))).unwrap();
+        assert_eq!(decoded.changes.iter().map(|c| c.offset.0).collect::<Vec<_>>(), [2], "{format}");
+        for reject in &decoded.rejects {
+            assert!(reject.rule == Rule::Contract && reject.reason.contains("source.key (sku)"), "{}", reject.reason);
+        }
+        assert_eq!(decoded.rejects.len(), 2, "{format}");
+    }
+}
+
+#[test]
+fn the_sources_own_time_counts_wherever_it_stands() {
+    let contract = json!({"type": "record", "name": "r", "fields": [{"name": "id", "type": "long"}]});
+    let of = Of { topic: "t".into(), format: "json", envelope: "flattened", key: vec!["id"], contract };
+    let source = of.checked();
+    let row_type = Arc::new(RowType::from_contract(&source).unwrap());
+    let mut decoder = Decoder::new(0, &source, row_type, recorded_schemas()).unwrap();
+    let rows = [
+        json!({"id": 1, "__source_ts_ms": 1000, "__ts_ms": 2000}),
+        json!({"id": 2, "__ts_ms": 2000, "__source_ts_ms": 1000}),
+        json!({"id": 3, "__ts_ms": 2000}),
+    ];
+    let events = rows.map(|row| row.to_string().into_bytes());
+    let event = |value: &Vec<u8>| Event { offset: 0, timestamp_ms: 0, key: None, value: Some(value.clone()) };
+    let decoded = block_on(decoder.decode(&batch("t", &events.iter().map(event).collect::<Vec<_>>()))).unwrap();
+    assert_eq!(decoded.changes.iter().map(|c| c.commit_ms).collect::<Vec<_>>(), [1000, 1000, 2000]);
+}
+
+/// PostgreSQL's infinities, as Debezium writes them.
+#[test]
+fn what_never_ends_is_after_all_that_can_be_shown() {
+    let instant = |name: &str, type_: &str, meaning: &str| json!({"name": name, "type": {"type": type_, "connect.name": format!("io.debezium.time.{meaning}")}});
+    let fields = json!([
+        {"name": "id", "type": "long"},
+        instant("zoned", "string", "ZonedTimestamp"),
+        instant("micros", "long", "MicroTimestamp"),
+    ]);
+    let contract = json!({"type": "record", "name": "r", "fields": fields});
+    let of = Of { topic: "t".into(), format: "json", envelope: "flattened", key: vec!["id"], contract };
+    let source = of.checked();
+    let row_type = Arc::new(RowType::from_contract(&source).unwrap());
+    let mut decoder = Decoder::new(0, &source, row_type.clone(), recorded_schemas()).unwrap();
+    let (first, last) = (-8_334_601_228_800_000_000_i64, 8_210_266_876_799_999_999_i64);
+    let rows = [
+        json!({"id": 1, "zoned": "+292278994-08-16T23:00:00Z", "micros": 9_223_372_036_825_200_000_i64}),
+        json!({"id": 2, "zoned": "-292275055-05-16T23:00:00Z", "micros": -9_223_372_036_832_400_000_i64}),
+        json!({"id": 3, "zoned": "+262142-12-31T23:59:59.999999Z", "micros": last}),
+        json!({"id": 4, "zoned": "2026-01-01T00:00:00Z", "micros": last + 1}),
+        json!({"id": 5, "zoned": "+262143-01-01T00:00:00Z", "micros": 0}),
+    ];
+    let event = |(n, row): (usize, &Value)| Event {
+        offset: n as i64,
+        timestamp_ms: 0,
+        key: None,
+        value: Some(row.to_string().into_bytes()),
+    };
+    let events: Vec<Event> = rows.iter().enumerate().map(event).collect();
+    let decoded = block_on(decoder.decode(&batch("t", &events))).unwrap();
+    let rows = decoded.changes.iter().map(|change| match &change.op {
+        freshet::decode::Op::Upsert { row, .. } => &**row,
+        other => panic!("{other:?}"),
+    });
+    let columns = row_type.rows_to_columns(rows).unwrap();
+    for column in &columns[1..] {
+        let column = column.as_primitive::<arrow::datatypes::TimestampMicrosecondType>();
+        assert_eq!(column.values().to_vec(), [last, first, last]);
+    }
+    assert_eq!(decoded.rejects.iter().map(|r| r.offset.0).collect::<Vec<_>>(), [3, 4]);
+    for reject in &decoded.rejects {
+        assert!(reject.reason.contains("outside of the years"), "{}", reject.reason);
+    }
+}
+
+#[test]
 fn a_registry_that_is_away_is_no_reject() {
     struct Away;
     impl SchemaStore for Away {

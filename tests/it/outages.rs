@@ -92,6 +92,28 @@ async fn peers_that_are_away_are_waited_for() {
     running.stop().await;
 }
 
+/// Lag is 0 when a connector is away, and all looks well; that it has fallen silent is what can be known.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connector_that_falls_silent_is_named_until_it_writes_again() {
+    let mut case = Items::new("debezium").await;
+    let first = writer(&case, "first");
+    put(&mut case, &first, 1, "an anchor");
+    case.connector.flush();
+    let mut config = case.config();
+    let prefix = TOPIC.split('.').next().unwrap();
+    config.kafka.heartbeat_topics = vec![format!("__debezium-heartbeat.{prefix}")];
+    config.kafka.heartbeat_max_silence_s = 2;
+    let running = Running::start_with_stand_in(config).await;
+    running.reflects(&case.connector).await;
+    until("live", async || running.state().await.0 == "live").await;
+    waits_for(&running, "__debezium-heartbeat").await;
+    assert_eq!(running.get("/readyz").await.0, 200, "what the index holds is worth having");
+    put(&mut case, &first, 2, "a buoy");
+    running.reflects(&case.connector).await;
+    until("live", async || running.state().await.0 == "live").await;
+    running.stop().await;
+}
+
 /// A service that is stopped while it waits ends all the same, and the next one finds everything.
 #[tokio::test(flavor = "multi_thread")]
 async fn waiting_does_not_hold_up_the_end() {

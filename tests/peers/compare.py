@@ -37,12 +37,13 @@ def time_of_day(text):
 
 
 def elapsed(text):
-    """Microseconds of an ISO 8601 duration of days and less, or of MariaDB's `-838:59:59`."""
+    """Microseconds of an ISO 8601 duration, whose months Debezium takes for a twelfth of 365.25 days each; or of MariaDB's `-838:59:59`."""
     if ":" in text:
         hours, minutes, seconds = text.lstrip("-").split(":")
         return int((int(hours) * 3600 + int(minutes) * 60 + Decimal(seconds)) * 10**6) * (-1 if text.startswith("-") else 1)
-    parts = re.fullmatch(r"(-?)P(?:(-?\d+)D)?(?:T(?:(-?\d+)H)?(?:(-?\d+)M)?(?:(-?[\d.]+)S)?)?", text)
-    days, hours, minutes, seconds = (Decimal(p or 0) for p in parts.groups()[1:])
+    parts = re.fullmatch(r"(-?)P(?:(-?\d+)Y)?(?:(-?\d+)M)?(?:(-?\d+)D)?(?:T(?:(-?\d+)H)?(?:(-?\d+)M)?(?:(-?[\d.]+)S)?)?", text)
+    years, months, days, hours, minutes, seconds = (Decimal(p or 0) for p in parts.groups()[1:])
+    days += (years * 12 + months) * Decimal("365.25") / 12
     return int((((days * 24 + hours) * 60 + minutes) * 60 + seconds) * 10**6) * (-1 if parts[1] else 1)
 
 

@@ -182,7 +182,7 @@ class Freshet:
             return next((line for line in lines if all(word in line for word in words)), None)
         line = await_true(f"the log says {' ... '.join(words)}", said, SETTLE_SECONDS)
         said = json.loads(line)
-        say(f"  said: {said.pop('message')} ({', '.join(str(v) for k, v in said.items() if k in ('reason', 'url', 'table', 'partition'))[:300]})")
+        say(f"  said: {said.pop('message')} ({', '.join(str(v) for k, v in said.items() if k in ('reason', 'url', 'table', 'partition', 'heartbeats'))[:300]})")
 
     def audit(self):
         """Compares the index with the view computed from raw in batch; the service has to have ended."""
@@ -388,21 +388,23 @@ class Scenario:
         self.settle()
 
     def step_09_incremental_snapshot_among_changes(self):
-        before = self.snapshots()
+        before = self.events("snapshot")
         writer = Writer(self.database, lambda n: f"update product set sold = sold / 2 + 3 where id = {1 + n * 7919 % self.products};")
         self.database.run("""insert into debezium_signal values
             ('again', 'execute-snapshot', '{"data-collections": ["public.product"], "type": "incremental"}');""")
         # A row that changes while its chunk is read comes as its change alone.
-        await_true("the incremental snapshot is read", lambda: self.snapshots() - before > 0.9 * self.products, SETTLE_SECONDS, alive=self.freshet.assert_alive)
+        await_true("the incremental snapshot is read", lambda: self.events("snapshot") - before > 0.9 * self.products, SETTLE_SECONDS, alive=self.freshet.assert_alive)
         say(f"  {writer.finish()} changes meanwhile")
         self.settle()
 
-    def snapshots(self):
-        """Snapshot events since this Freshet was started."""
-        for line in http("GET", f"http://{LISTEN}/metrics")[1].decode().splitlines():
-            if line.startswith('freshet_events_total{op="snapshot"}'):
-                return int(line.split()[1])
-        raise PeerError("there is no freshet_events_total for snapshots")
+    def counted(self, *names):
+        """The sum of these counters of the Freshet that runs."""
+        all_of_them = dict(line.rsplit(" ", 1) for line in http("GET", f"http://{LISTEN}/metrics")[1].decode().splitlines() if not line.startswith("#"))
+        return sum(int(all_of_them[name]) for name in names)
+
+    def events(self, *ops):
+        """Events of these kinds that this Freshet has read since it was started."""
+        return self.counted(*(f'freshet_events_total{{op="{op}"}}' for op in ops))
 
     # Each peer is killed and started again while the shop goes on; what Freshet sees of it has to stand in its log.
 
@@ -424,13 +426,29 @@ class Scenario:
         self.settle()
 
     def step_10_connector_killed_so_that_events_repeat(self):
-        self.under_load("connect")
+        # It stores its offsets every few seconds, and writes again what came after the last time. Once it may just have stored them.
+        for _ in range(3):
+            before = self.repeats()
+            self.under_load("connect", *self.silence)
+            repeats = self.repeats() - before
+            say(f"  {repeats} events came twice")
+            if repeats:
+                return
+        raise PeerError("no event came twice")
+
+    silence = ["a connector is silent"], ["a connector that was silent is heard again"]
+
+    def repeats(self):
+        """Changes of rows that Freshet has read beyond those that the database counts, since whenever."""
+        await_true("all is read", lambda: self.freshet.status()["lag_total"] == 0, SETTLE_SECONDS, alive=self.freshet.assert_alive)
+        made = self.database.run(f"select sum(n_tup_ins + n_tup_upd + n_tup_del) from pg_stat_user_tables where relname in {TABLES};")
+        return self.events("create", "update", "delete") - int(made)
 
     def step_11_broker_killed(self):
         self.under_load("kafka", ["waiting for a peer", f"{HOST}:{PORTS['kafka']}"], ["the peer answers again"])
 
     def step_12_database_killed(self):
-        self.under_load("postgres")
+        self.under_load("postgres", *self.silence)
 
     def step_13_storage_of_raw_killed(self):
         self.under_load("s3", ["landing waits", self.freshet.raw], ["landing goes on"])
@@ -511,7 +529,10 @@ class Scenario:
         self.freshet.audit()
 
     def step_20_slot_lost_and_the_table_snapshotted_anew(self):
-        # As the runbook has it. Freshet has ended; nobody hears of what happens now.
+        # As the runbook has it; nobody hears of what happens to the tables now.
+        self.freshet.start()
+        self.settle()
+        since = self.freshet.logged()
         self.connector.forget()
         self.database.run("select pg_drop_replication_slot('freshet');")
         self.database.run("""
@@ -520,8 +541,12 @@ class Scenario:
             """)
         for table in TABLES:
             self.peers.topics("--delete", "--topic", f"shop.public.{table}")
-        self.freshet.raw = f"s3://{BUCKET}/raw-2"
+        self.freshet.await_said(["waiting for a peer", "does not exist"], since)
         self.connector.register()
+        # They are others than those that it has read, and it does not go on in them.
+        self.freshet.await_said(["the engine has failed", "made anew"], since)
+        await_true("it has ended", self.freshet.ended, 120)
+        self.freshet.raw = f"s3://{BUCKET}/raw-2"
         self.freshet.start()
         self.settle()
         computed = self.freshet.status()["embed"]["computed"]
@@ -580,8 +605,11 @@ class Scenario:
         if quarantine["total"]:
             raise PeerError(f"{quarantine} lie in quarantine: {freshet.quarantine()[:10]}")
 
-    def step_22_mariadb_snapshot(self):
-        self.peers.start("mariadb")
+    def step_22_mariadb_snapshot_exactly_once(self):
+        # Connect writes in transactions from here on: the last offset of a partition is a marker's, which no reader gets.
+        self.peers.stop("connect")
+        self.peers.connect_exactly_once = True
+        self.peers.start("connect", "mariadb")
         self.mariadb.run((MSHOP / "schema.sql").read_text())
         password = CONNECT_ENVIRONMENT["MARIADB_PASSWORD"]
         self.mariadb.run(f"set @cdc_password = '{password}';\n" + (REPO / "compose/mariadb/setup.sql").read_text())
@@ -589,7 +617,7 @@ class Scenario:
         if found or unreachable:
             raise PeerError(f"mariadb-product is not valid: {found}")
         # That its server was killed it notices within a second, not a minute.
-        Connector("mariadb-product", connect__keep__alive__interval__ms="1000").register()
+        Connector("mariadb-product", connect__keep__alive__interval__ms="1000", heartbeat__interval__ms="1000").register()
         self.second.start()
         self.equals(self.second, self.mariadb.view())
 
@@ -605,6 +633,12 @@ class Scenario:
             delete from product where id between 201 and 220;
             """)
         self.equals(self.second, self.mariadb.view())
+        await_true("all is read, markers included", lambda: self.second.status()["lag_total"] == 0, 60, alive=self.second.assert_alive)
+        ends = sum(sum(of.values()) for of in self.second.status()["position"].values())
+        messages = self.counted("freshet_source_messages_total")
+        if messages >= ends:
+            raise PeerError(f"{messages} messages were read of {ends} offsets: there were no transactions")
+        say(f"  {ends} offsets, {messages} of them messages")
 
     def trading(self, first):
         """Transactions of MariaDB's shop, on five keys from `first` on."""
@@ -624,11 +658,14 @@ class Scenario:
     def step_25_mariadb_killed(self):
         writer = Writer(self.mariadb, self.trading(230), patient=True)
         await_true("the shop trades", lambda: writer.transactions > 10, SETTLE_SECONDS)
+        since = self.second.logged()
         self.peers.kill("mariadb")
+        self.second.await_said(["a connector is silent"], since)
         self.peers.start("mariadb")
         seen = writer.transactions
         await_true("the shop trades on", lambda: writer.transactions > seen + 10, SETTLE_SECONDS)
         say(f"  {writer.finish()} transactions meanwhile, {writer.lost} lost")
+        self.second.await_said(["a connector that was silent is heard again"], since)
         self.mariadb.run("update shop.product set name = concat(name, ' (after)') where id between 1 and 240;")
         self.equals(self.second, self.mariadb.view())
         self.assert_no_rejects(self.second)

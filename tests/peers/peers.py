@@ -179,6 +179,8 @@ class Peers:
     def __init__(self, folder=None):
         self.folder = pathlib.Path(folder or default_folder()).resolve()
         self.cache = cache_folder()
+        # Whether Connect writes each batch of a connector in a transaction, with its offsets.
+        self.connect_exactly_once = False
         self._started = {}
 
     # ---- what a caller does -------------------------------------------------------------------------------------------------
@@ -338,6 +340,8 @@ class Peers:
 
     def _start_connect(self):
         text = CONNECT.format(host=HOST, kafka=PORTS["kafka"], port=PORTS["connect"], plugins=self.cache / "plugins")
+        if self.connect_exactly_once:
+            text += "exactly.once.source.support=enabled\n"
         command = [*self._kafka_class("1g"), "org.apache.kafka.connect.cli.ConnectDistributed", str(self._conf("connect.properties", text))]
         return self._spawn("connect", command, env={**os.environ, **CONNECT_ENVIRONMENT})
 
@@ -417,7 +421,7 @@ offset.storage.replication.factor=1
 status.storage.replication.factor=1
 offset.storage.partitions=1
 status.storage.partitions=1
-offset.flush.interval.ms=1000
+offset.flush.interval.ms=5000
 # A worker that was killed is given up after this long, and its successor goes on.
 session.timeout.ms=10000
 scheduled.rebalance.max.delay.ms=0

@@ -115,6 +115,8 @@ mod tests {
             bootstrap_servers: broker.bootstrap_servers(),
             options: BTreeMap::new(),
             queue_max_bytes: 8 << 20,
+            heartbeat_topics: vec![],
+            heartbeat_max_silence_s: 60,
         };
         KafkaSource::new(&config, &[Arc::from("t")]).unwrap()
     }
@@ -147,6 +149,7 @@ mod tests {
         let mut source = source(&broker);
         let marks = source.watermarks().unwrap();
         assert_eq!(marks.iter().map(|(_, w)| w.high.0).sum::<i64>(), 10);
+        assert_eq!((source.written("t").unwrap(), source.written("absent").unwrap()), (10, 0));
         let position: Position = [(Partition::new("t", 0), Offset(2))].into_iter().collect();
         source.seek(&position).unwrap();
         let mut all = read(&mut source, 8);
