@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::connector::{TOPIC, Writer, envelope, event, origin};
+use super::folder::{Folder, Of, item_contract};
 use super::recording::recording;
 use super::running::{Item, Items, Running, item_fields, items, row, until};
 
@@ -243,4 +244,38 @@ fn a_connector_sends_what_debezium_would() {
     for name in names(&envelope(&item_fields())) {
         assert!(recorded.contains(&name), "{name} is not in {recorded:?}");
     }
+}
+
+/// Nothing could find such a row again, to change it or to remove it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_without_the_key_of_the_index_is_held_back_and_told() {
+    let mut case = Items::new("debezium").await;
+    let source =
+        Of { topic: TOPIC.into(), format: "avro", envelope: "debezium", key: vec!["id"], contract: item_contract() };
+    let sql = "select case when stock <> 0 then stock end as id, name, note, stock, name as text from {{ source('shop', 'item') }}";
+    case.folder = Folder::new(&source, sql, "id", "text");
+    let writer = Writer::new(&case.registry, &format!("{TOPIC}-value"), &envelope(&item_fields()));
+    let put = |case: &mut Items, id: i64, stock: i64| {
+        let value = writer.message(event("c", Value::Null, row(id, "an anchor", None, stock)));
+        case.connector.send(id, Some(value));
+    };
+    let running = case.start().await;
+    for (id, stock, keys, failing) in
+        [(1, 7, vec![7], 0), (2, 0, vec![7], 1), (2, 9, vec![7, 9], 0), (1, 0, vec![9], 1)]
+    {
+        put(&mut case, id, stock);
+        running.reflects(&case.connector).await;
+        assert_eq!(running.rows().await.into_keys().collect::<Vec<_>>(), keys);
+        until("the count of them", async || {
+            let told = running.status().await["tests"].clone();
+            assert_eq!(told[0]["name"], "index_key_view_id");
+            told[0]["failing"] == json!(failing)
+        })
+        .await;
+    }
+    running.stop().await;
+    let running = case.start().await;
+    running.reflects(&case.connector).await;
+    assert_eq!(running.rows().await.into_keys().collect::<Vec<_>>(), [9]);
+    running.stop().await;
 }
