@@ -134,19 +134,18 @@ impl Snapshot {
         while let Some((rows, decoded)) = events.next_run().await? {
             let offsets = longs(&rows, "offset");
             let place = |offset: i64| read + offsets.partition_point(|o| *o < offset);
-            let number = decoded.partition.number;
             let changes = decoded.changes.iter().map(|c| (place(c.offset.0), Ok(c)));
             let rejects = decoded.rejects.iter().map(|r| (place(r.offset.0), Err(r)));
             let mut said: Vec<_> = changes.chain(rejects).collect();
             said.sort_by_key(|(at, _)| *at);
             for (at, what) in said {
                 match what {
-                    Ok(change) => choice.add(number, &change.key, at, Some(&change.op)),
-                    Err(reject) if reject.rule == Rule::UnknownSchema => choice.keep_unknown(number, at),
+                    Ok(change) => choice.add(&change.key, at, Some(&change.op)),
+                    Err(reject) if reject.rule == Rule::UnknownSchema => choice.keep_unknown(at),
                     // What counts for no column at all counts for none.
                     Err(_) => {
                         for change in events.decode(&mut keys, &rows.slice(at - read, 1)).await?.changes {
-                            choice.add(number, &change.key, at, None);
+                            choice.add(&change.key, at, None);
                         }
                     }
                 }
@@ -191,32 +190,33 @@ fn identity(table: &RawTable, source: &config::Source, commit: i64) -> Value {
     json!({"table": table.log.id(), "contract": contract, "commit": commit})
 }
 
-/// Which rows are kept, by their places in the order of reading.
+/// Which rows are kept, by their places in the order of reading. A key is followed through all partitions: it moves when a topic gains some.
 #[derive(Default)]
 struct Choice {
     /// Of each key the rows that its current row comes from.
-    keys: HashMap<(i32, Box<[u8]>), Vec<usize>>,
+    keys: HashMap<Box<[u8]>, Vec<usize>>,
     /// Those that may or may not count.
     doubtful: HashSet<usize>,
-    /// Partitions that have an event which nobody can read yet.
-    unknown: HashSet<i32>,
+    /// There is an event which nobody can read yet.
+    has_unknown: bool,
     always: Vec<usize>,
 }
 
 impl Choice {
     /// `op` is `None` for a row that counts for some columns and is rejected for others.
-    fn add(&mut self, number: i32, key: &[u8], at: usize, op: Option<&Op>) {
+    fn add(&mut self, key: &[u8], at: usize, op: Option<&Op>) {
         if let Some(Op::Truncate) = op {
             self.keys.clear();
             self.always.push(at);
             return;
         }
-        let unknown = self.unknown.contains(&number);
-        let rows = self.keys.entry((number, key.into())).or_default();
+        let rows = self.keys.entry(key.into()).or_default();
         match op {
             Some(Op::Upsert { unavailable: None, .. }) => *rows = vec![at],
             Some(Op::Upsert { .. }) => rows.push(at),
-            Some(Op::Delete) if unknown || rows.iter().any(|row| self.doubtful.contains(row)) => *rows = vec![at],
+            Some(Op::Delete) if self.has_unknown || rows.iter().any(|row| self.doubtful.contains(row)) => {
+                *rows = vec![at]
+            }
             Some(Op::Delete | Op::Truncate) => rows.clear(),
             None => {
                 rows.push(at);
@@ -224,12 +224,12 @@ impl Choice {
             }
         }
         if rows.is_empty() {
-            self.keys.remove(&(number, key.into()));
+            self.keys.remove(key);
         }
     }
 
-    fn keep_unknown(&mut self, number: i32, at: usize) {
-        self.unknown.insert(number);
+    fn keep_unknown(&mut self, at: usize) {
+        self.has_unknown = true;
         self.always.push(at);
     }
 
