@@ -41,7 +41,7 @@ pub struct KafkaSource {
 struct Reported {
     queued_bytes: AtomicU64,
     /// The last end of each partition that was come to. All messages before it are polled before the report is: librdkafka queues both in one order.
-    ends: Mutex<HashMap<(String, i32), i64>>,
+    ends: Mutex<Vec<(String, i32, i64)>>,
 }
 
 impl ClientContext for Reported {
@@ -50,8 +50,8 @@ impl ClientContext for Reported {
             || statistics.topics.values().flat_map(|topic| topic.partitions.values().map(|p| (&topic.topic, p)));
         self.queued_bytes.store(partitions().map(|(_, p)| p.fetchq_size).sum(), Ordering::Relaxed);
         let came_to = partitions().filter(|(_, p)| p.eof_offset >= 0);
-        let ends = came_to.map(|(topic, p)| ((topic.clone(), p.partition), p.eof_offset));
-        self.ends.lock().expect("no holder of this lock panics").extend(ends);
+        let ends = came_to.map(|(topic, p)| (topic.clone(), p.partition, p.eof_offset)).collect();
+        *self.ends.lock().expect("no holder of this lock panics") = ends;
     }
 }
 
@@ -183,14 +183,15 @@ impl KafkaSource {
     /// A partition that was polled up to transaction markers, and they are all it has. Asked for when nothing is ready: what was polled before the
     /// end was reported has been handed out.
     fn take_passed(&mut self) -> Option<MessageBatch> {
-        let ends = self.consumer.context().ends.lock().expect("no holder of this lock panics");
-        let (key, end) = self.next.iter().find_map(|(key, next)| {
-            let end = *ends.get(&(self.topics[key.0].to_string(), key.1))?;
-            (end > *next).then_some((*key, end))
-        })?;
-        drop(ends);
-        self.next.insert(key, end);
-        Some(MessageBatch::passed(Partition::new(self.topics[key.0].clone(), key.1), Offset(end)))
+        let mut ends = self.consumer.context().ends.lock().expect("no holder of this lock panics");
+        while let Some((topic, number, end)) = ends.pop() {
+            let Some(topic) = self.topics.iter().position(|t| **t == *topic) else { continue };
+            if let Some(next) = self.next.get_mut(&(topic, number)).filter(|next| end > **next) {
+                *next = end;
+                return Some(MessageBatch::passed(Partition::new(self.topics[topic].clone(), number), Offset(end)));
+            }
+        }
+        None
     }
 }
 
