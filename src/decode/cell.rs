@@ -5,7 +5,6 @@
 //! leaves columns of unequal length behind.
 
 use std::borrow::Cow;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use arrow::array::{
@@ -14,10 +13,9 @@ use arrow::array::{
     StringBuilder, make_array,
 };
 use arrow::buffer::{OffsetBuffer, ScalarBuffer};
-use arrow::datatypes::{DataType, FieldRef, IntervalMonthDayNano, TimeUnit, i256};
+use arrow::datatypes::{DataType, FieldRef, IntervalMonthDayNano, i256};
 
-use md5::{Digest, Md5};
-
+use super::instant::{days, factor, infinite, instants, of_text, outside, per_day, unit_name, unit_of};
 use super::logical::{Meaning, Type};
 use super::text;
 
@@ -34,46 +32,6 @@ pub(crate) enum Raw<'a> {
     /// Debezium's `VariableScaleDecimal`.
     Scaled(i64, Cow<'a, [u8]>),
     List(Vec<Raw<'a>>),
-}
-
-impl Raw<'_> {
-    /// Whether this is what Debezium writes for a value that the database did not send: the placeholder's text, its bytes, or a list of
-    /// either, in the forms of `UnchangedToastedPlaceholder` in Debezium's PostgreSQL connector.
-    pub fn is_unavailable(&self, placeholder: &str) -> bool {
-        match self {
-            _ if placeholder.is_empty() => false,
-            Raw::Str(text) => is_placeholder(text, placeholder),
-            Raw::Bytes(bytes) => **bytes == *placeholder.as_bytes(),
-            Raw::List(items) => match items.as_slice() {
-                [Raw::Str(text)] => text == placeholder || *text == named_uuid(placeholder),
-                [Raw::Bytes(bytes)] => **bytes == *placeholder.as_bytes(),
-                items => {
-                    items.len() == placeholder.len()
-                        && items.iter().zip(placeholder.bytes()).all(|(i, b)| *i == Raw::Int(i64::from(b)))
-                }
-            },
-            _ => false,
-        }
-    }
-}
-
-/// Whether a text is the placeholder, or the map from it to itself that `hstore` has as JSON; an empty placeholder stands for none.
-pub(crate) fn is_placeholder(text: &str, placeholder: &str) -> bool {
-    let is_map = || {
-        let inside = text.strip_prefix("{\"")?.strip_suffix("\"}")?;
-        inside.strip_prefix(placeholder)?.strip_suffix(placeholder)
-    };
-    !placeholder.is_empty() && (text == placeholder || is_map() == Some("\":\""))
-}
-
-/// Java's `UUID.nameUUIDFromBytes`, of which a list of UUIDs that was not sent has one.
-fn named_uuid(name: &str) -> String {
-    let mut bytes: [u8; 16] = Md5::digest(name).into();
-    bytes[6] = bytes[6] & 0x0f | 0x30;
-    bytes[8] = bytes[8] & 0x3f | 0x80;
-    let mut text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    [20, 16, 12, 8].iter().for_each(|place| text.insert(*place, '-'));
-    text
 }
 
 /// A value of the contract's type.
@@ -145,10 +103,10 @@ pub(crate) fn convert<'a>(raw: Raw<'a>, writer: &Type, target: &Type) -> Result<
             _ => decimal(text::unscaled(&bytes).ok_or("a decimal of no bytes, or of more than 32")?, scale, wanted)?,
         },
         (Meaning::DecimalText, raw) => return decimal_text(raw, target),
-        (Meaning::ZonedTimestamp, Raw::Str(s)) => instant(text::timestamp(&s, true), &s, wanted)?,
-        (Meaning::IsoTimestamp, Raw::Str(s)) => instant(text::timestamp(&s, false), &s, wanted)?,
-        (Meaning::ZonedTime, Raw::Str(s)) => instant(text::zoned_time(&s).map(i128::from), &s, wanted)?,
-        (Meaning::IsoTime, Raw::Str(s)) => instant(text::iso_time(&s).map(i128::from), &s, wanted)?,
+        (Meaning::ZonedTimestamp, Raw::Str(s)) => Cell::Int(of_text(text::timestamp(&s, true), &s, wanted)?),
+        (Meaning::IsoTimestamp, Raw::Str(s)) => Cell::Int(of_text(text::timestamp(&s, false), &s, wanted)?),
+        (Meaning::ZonedTime, Raw::Str(s)) => Cell::Int(of_text(text::zoned_time(&s).map(i128::from), &s, wanted)?),
+        (Meaning::IsoTime, Raw::Str(s)) => Cell::Int(of_text(text::iso_time(&s).map(i128::from), &s, wanted)?),
         (Meaning::IsoDate, Raw::Str(s)) => {
             Cell::Int(text::iso_date(&s).ok_or_else(|| format!("{s:?} is no date"))?.into())
         }
@@ -166,31 +124,6 @@ pub(crate) fn convert<'a>(raw: Raw<'a>, writer: &Type, target: &Type) -> Result<
             Err(outside(&format!("{v} {}", unit_name(*unit))))
         }
         _ => Ok(cell),
-    }
-}
-
-/// The days that can be shown: chrono's, by which Arrow prints.
-fn days() -> RangeInclusive<i64> {
-    text::days_from_civil(-262_143, 1, 1)..=text::days_from_civil(262_142, 12, 31)
-}
-
-/// The instants that can be shown, in a unit; those that it has, where these are fewer.
-pub(super) fn instants(unit: TimeUnit) -> RangeInclusive<i64> {
-    let (first, last) = days().into_inner();
-    first.saturating_mul(per_day(unit))..=(last + 1).saturating_mul(per_day(unit)) - 1
-}
-
-fn outside(what: &str) -> String {
-    format!("{what} lies outside of the years -262143 to 262142")
-}
-
-/// Where an infinity of PostgreSQL goes: before or after all that is finite. Its driver has them as two numbers of milliseconds, which Debezium
-/// writes as text, and takes for microseconds where it writes a number.
-fn infinite(value: i128, unit: TimeUnit) -> Option<i64> {
-    match value {
-        -9_223_372_036_832_400_000 => Some(*instants(unit).start()),
-        9_223_372_036_825_200_000 => Some(*instants(unit).end()),
-        _ => None,
     }
 }
 
@@ -250,60 +183,6 @@ fn fits(value: i256, precision: u8) -> bool {
         Some(limit) => value < limit && value > limit.wrapping_neg(),
         None => true,
     }
-}
-
-fn instant(nanos: Option<i128>, text: &str, wanted: &DataType) -> Result<Cell<'static>, String> {
-    let nanos = nanos.ok_or_else(|| format!("{text:?} is no {wanted}"))?;
-    if let DataType::Timestamp(unit, _) = wanted {
-        if let Some(bound) = infinite(nanos / 1_000_000, *unit) {
-            return Ok(Cell::Int(bound));
-        }
-        if !i64::try_from(nanos.div_euclid(i128::from(per_day(TimeUnit::Nanosecond))))
-            .is_ok_and(|day| days().contains(&day))
-        {
-            return Err(outside(&format!("{text:?}")));
-        }
-    }
-    match text::in_unit(nanos, unit_of(wanted)) {
-        Some(value) => Ok(Cell::Int(value)),
-        None => Err(format!("{text:?} does not fit {wanted} without losing digits")),
-    }
-}
-
-fn unit_of(data_type: &DataType) -> TimeUnit {
-    match data_type {
-        DataType::Timestamp(unit, _) | DataType::Time32(unit) | DataType::Time64(unit) | DataType::Duration(unit) => {
-            *unit
-        }
-        _ => TimeUnit::Microsecond,
-    }
-}
-
-fn per_second(unit: TimeUnit) -> i64 {
-    match unit {
-        TimeUnit::Second => 1,
-        TimeUnit::Millisecond => 1_000,
-        TimeUnit::Microsecond => 1_000_000,
-        TimeUnit::Nanosecond => 1_000_000_000,
-    }
-}
-
-fn per_day(unit: TimeUnit) -> i64 {
-    86_400 * per_second(unit)
-}
-
-fn unit_name(unit: TimeUnit) -> &'static str {
-    match unit {
-        TimeUnit::Second => "s",
-        TimeUnit::Millisecond => "ms",
-        TimeUnit::Microsecond => "us",
-        TimeUnit::Nanosecond => "ns",
-    }
-}
-
-/// A writer's unit is never finer than its target's: that would not be a promotion.
-fn factor(own: TimeUnit, wanted: &DataType) -> i64 {
-    (per_second(unit_of(wanted)) / per_second(own)).max(1)
 }
 
 fn shown(raw: &Raw<'_>) -> String {
@@ -478,27 +357,5 @@ mod tests {
         let array = column.finish();
         assert_eq!((array.len(), array.null_count()), (3, 1));
         assert_eq!(column.finish().len(), 0, "finishing starts anew");
-    }
-
-    #[test]
-    fn every_form_of_the_placeholder_is_known() {
-        let is = |raw: Raw<'_>| raw.is_unavailable("__u");
-        assert!(
-            is(Raw::Str("__u".into()))
-                && is(Raw::Bytes(b"__u".as_slice().into()))
-                && is(Raw::List(vec![Raw::Str("__u".into())]))
-        );
-        assert!(is(Raw::List(b"__u".iter().map(|b| Raw::Int(i64::from(*b))).collect())));
-        let list = |item: Raw<'static>| is(Raw::List(vec![item]));
-        assert!(list(Raw::Bytes(b"__u".as_slice().into())) && !list(Raw::Bytes(b"__".as_slice().into())));
-        assert!(is(Raw::Str(r#"{"__u":"__u"}"#.into())), "hstore");
-        for text in [r#"{"__u":"x"}"#, r#"{"__u":""}"#, r#"{"__u"}"#, r#"{"__u":"__u","a":"b"}"#] {
-            assert!(!is(Raw::Str(text.into())), "{text}");
-        }
-        // By Java: UUID.nameUUIDFromBytes("__debezium_unavailable_value".getBytes()).
-        let uuid = Raw::List(vec![Raw::Str("b68a35a7-17ad-35b3-af2a-ae46edb4545a".into())]);
-        assert!(uuid.is_unavailable("__debezium_unavailable_value") && !uuid.is_unavailable("__u"));
-        assert!(!Raw::Str("".into()).is_unavailable(""), "an empty key is a key");
-        assert!(!is(Raw::Str("__u ".into())) && !is(Raw::Null) && !is(Raw::List(vec![])));
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod avro;
 pub(crate) mod cell;
 mod decoder;
 pub(crate) mod envelope;
+mod instant;
 pub(crate) mod json;
 pub(crate) mod logical;
 mod plan;
@@ -16,6 +17,7 @@ mod row;
 pub(crate) mod schema;
 mod taken;
 pub(crate) mod text;
+pub(crate) mod unavailable;
 pub(crate) mod wire;
 
 use std::sync::Arc;

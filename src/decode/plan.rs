@@ -5,11 +5,13 @@
 use arrow::datatypes::{DataType, TimeUnit};
 
 use super::avro::Cursor;
-use super::cell::{Cell, Raw, convert, instants, is_placeholder};
+use super::cell::{Cell, Raw, convert};
 use super::envelope::Values;
+use super::instant::instants;
 use super::logical::{Meaning, Type};
 use super::row::{ContractColumn, RowType};
 use super::schema::{NodeId, Record, Schema, Shape};
+use super::unavailable::is_placeholder;
 use super::{Rule, json};
 
 /// Why a message is rejected.

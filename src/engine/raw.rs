@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::reading::{Reading, Trouble};
 use crate::config;
 use crate::decode::{Decoded, SchemaStore};
-use crate::raw::{Error, Hydration, Landed, Landing, Observer, Quarantine, QuarantineTable, RawTable, Snapshot};
+use crate::raw::{Error, Hydration, Landing, LastMessage, Observer, Quarantine, QuarantineTable, RawTable, Snapshot};
 use crate::serve::{State, Status};
 use crate::source::{MessageBatch, Source, Watermarks};
 use crate::thread;
@@ -27,7 +27,7 @@ const LOOK: Duration = Duration::from_millis(20);
 pub(super) struct Hydrated {
     pub landed: Position,
     /// The last message of each partition.
-    pub last: BTreeMap<Partition, Landed>,
+    pub last: BTreeMap<Partition, LastMessage>,
 }
 
 impl Observer for Status {
@@ -174,11 +174,12 @@ impl Reading {
     pub(super) fn is_same(
         &self,
         source: &mut dyn Source,
-        last: &BTreeMap<Partition, Landed>,
+        last: &BTreeMap<Partition, LastMessage>,
         (start, marks): (&Position, &BTreeMap<Partition, Watermarks>),
     ) -> Result<(), Trouble> {
-        let is_there = |p: &Partition, l: &Landed| marks.get(p).is_some_and(|m| (m.low..m.high).contains(&l.offset));
-        let mut wanted: BTreeMap<&Partition, &Landed> = last.iter().filter(|(p, l)| is_there(p, l)).collect();
+        let is_there =
+            |p: &Partition, l: &LastMessage| marks.get(p).is_some_and(|m| (m.low..m.high).contains(&l.offset));
+        let mut wanted: BTreeMap<&Partition, &LastMessage> = last.iter().filter(|(p, l)| is_there(p, l)).collect();
         let mut from = Position::default();
         for (partition, next) in start.iter() {
             from.advance(partition, wanted.get(partition).map_or(next, |landed| landed.offset));
@@ -189,7 +190,7 @@ impl Reading {
             let Some(batch) = source.poll(LOOK)? else { continue };
             let Some(landed) = wanted.get(&batch.partition) else { continue };
             let Some(found) = batch.messages.iter().find(|m| m.offset >= landed.offset) else { continue };
-            let found = Landed::of(&batch, found);
+            let found = LastMessage::of(&batch, found);
             if found.offset == landed.offset && found != **landed {
                 let what = format!(
                     "{} has another message at offset {} than the one that was read: the topic was made anew",

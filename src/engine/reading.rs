@@ -14,7 +14,7 @@ use super::raw::Hydrated;
 use super::{Peers, Shared};
 use crate::config::Config;
 use crate::decode::{Counts, Decoded, Decoder, RowType, SchemaStore};
-use crate::raw::{Gate, Landed, Landing, Quarantine, RawTable};
+use crate::raw::{Gate, Landing, LastMessage, Quarantine, RawTable};
 use crate::serve::{State, Status};
 use crate::source::{self, Source, Watermarks};
 use crate::thread;
@@ -132,7 +132,7 @@ impl Reading {
             metrics.source_messages.inc_by(batch.messages.len() as u64);
             metrics.source_bytes.inc_by(batch.bytes.len() as u64);
             if let Some(message) = batch.messages.last() {
-                last.insert(batch.partition.clone(), Landed::of(&batch, message));
+                last.insert(batch.partition.clone(), LastMessage::of(&batch, message));
             }
             let batch = Arc::new(batch);
             let Some(n) = self.config.sources.iter().position(|s| s.topic == batch.partition.topic) else { continue };
@@ -187,7 +187,7 @@ impl Reading {
 
     /// Goes on where reading was, once all topics are there, if they are those that were read; `last` are their last messages. `None` when the
     /// service is to stop.
-    fn go_on(&self, source: &mut dyn Source, last: &BTreeMap<Partition, Landed>) -> Result<Option<()>, String> {
+    fn go_on(&self, source: &mut dyn Source, last: &BTreeMap<Partition, LastMessage>) -> Result<Option<()>, String> {
         self.retry(|| {
             let marks = source.watermarks()?.into_iter().collect();
             let read = self.shared.read.lock().expect("no holder of this lock panics").clone();

@@ -41,22 +41,22 @@ pub struct Hydration {
     /// The next offset of each partition.
     next: Position,
     landed: Position,
-    last: BTreeMap<Partition, Landed>,
+    last: BTreeMap<Partition, LastMessage>,
 }
 
-/// A message that has landed, by what tells it from another one at its offset.
+/// The last message of a partition, by what tells it from another one at its offset.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Landed {
+pub struct LastMessage {
     pub offset: Offset,
     pub timestamp_ms: i64,
     pub key: Option<Box<[u8]>>,
 }
 
-impl Landed {
+impl LastMessage {
     /// As raw keeps it: time stamps are microseconds there, as far as these go.
-    pub fn of(batch: &MessageBatch, message: &Message) -> Landed {
+    pub fn of(batch: &MessageBatch, message: &Message) -> LastMessage {
         let timestamp_ms = message.timestamp_ms.clamp(i64::MIN / 1000, i64::MAX / 1000);
-        Landed { offset: message.offset, timestamp_ms, key: batch.key(message).map(Into::into) }
+        LastMessage { offset: message.offset, timestamp_ms, key: batch.key(message).map(Into::into) }
     }
 }
 
@@ -123,7 +123,7 @@ impl Hydration {
     }
 
     /// The last message of each partition that was read so far.
-    pub fn last(&self) -> &BTreeMap<Partition, Landed> {
+    pub fn last(&self) -> &BTreeMap<Partition, LastMessage> {
         &self.last
     }
 
@@ -151,7 +151,7 @@ impl Hydration {
         let decoded = self.decoder.decode_taken(&partition, &messages).await?;
         self.next.advance(&partition, decoded.end);
         if let Some(Taken { offset, timestamp_ms, key, .. }) = messages.last() {
-            let last = Landed { offset: *offset, timestamp_ms: *timestamp_ms, key: key.map(Into::into) };
+            let last = LastMessage { offset: *offset, timestamp_ms: *timestamp_ms, key: key.map(Into::into) };
             self.last.insert(partition, last);
         }
         self.rows = (count < rows.num_rows()).then(|| rows.slice(count, rows.num_rows() - count));

@@ -55,7 +55,7 @@ use deltalake::parquet::errors::ParquetError;
 
 pub use columns::Columns;
 pub use events::{Events, Rows};
-pub use hydrate::{Hydration, Landed};
+pub use hydrate::{Hydration, LastMessage};
 pub use landing::{Landing, Observer};
 pub use quarantine::{Entries, Entry, Gate, Quarantine, QuarantineTable};
 pub use snapshot::{Snapshot, SnapshotStats};

@@ -12,10 +12,11 @@ use super::value::Form;
 use crate::config::Envelope;
 use crate::decode::Origin;
 use crate::decode::avro::Cursor;
-use crate::decode::cell::{Cell, is_placeholder};
+use crate::decode::cell::Cell;
 use crate::decode::envelope::{self, Added, Kind, OriginField, Part, is_service_record, keep};
 use crate::decode::json;
 use crate::decode::schema::{NodeId, Record, Schema};
+use crate::decode::unavailable::is_placeholder;
 
 pub(super) struct Writer {
     schema: Schema,

@@ -3,12 +3,15 @@
 //! The invariant: one truth for each figure. Counts live in [`Metrics`] and are read from there; the epoch and the position only move
 //! forward. Setters are cheap enough for every epoch; nothing here waits for anything but a short lock.
 
+mod building;
 mod json;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
+
+use building::Building;
 
 use super::freshness::Window;
 use super::metrics::Metrics;
@@ -86,18 +89,6 @@ struct Now {
     /// The table that is searched.
     table: Option<String>,
     building: Building,
-}
-
-/// Whether a table is made that is to take the index's place.
-#[derive(Debug, PartialEq, Eq)]
-enum Building {
-    Not,
-    /// Somebody asks for it.
-    Asked,
-    /// Rows of the view that it lacks.
-    Lacking(Option<usize>),
-    /// It was given up; the index is the one before.
-    Failed(String),
 }
 
 impl Now {
@@ -283,40 +274,6 @@ impl Status {
         self.now().tests = tests;
     }
 
-    /// The table that is searched now. Whoever asked for another one has it.
-    pub fn set_table(&self, name: &str) {
-        let mut now = self.now();
-        now.table = Some(name.into());
-        now.building = Building::Not;
-    }
-
-    pub fn table(&self) -> Option<String> {
-        self.now().table.clone()
-    }
-
-    /// Asks for the index to be built anew. When it is being built already, that is what was asked for.
-    pub fn ask_to_rebuild(&self) {
-        let mut now = self.now();
-        if matches!(now.building, Building::Not | Building::Failed(_)) {
-            now.building = Building::Asked;
-        }
-    }
-
-    /// Whether somebody asks for the index to be built anew.
-    pub fn is_asked_to_rebuild(&self) -> bool {
-        self.now().building == Building::Asked
-    }
-
-    /// A table is being made: how many rows of the view it lacks, where that is known already.
-    pub fn set_building(&self, lacking: Option<usize>) {
-        self.now().building = Building::Lacking(lacking);
-    }
-
-    /// A table that was being made was given up.
-    pub fn set_building_failed(&self, why: String) {
-        self.now().building = Building::Failed(why);
-    }
-
     /// Whether the partitions were looked at, and had nothing that is not searchable yet.
     pub fn is_level(&self) -> bool {
         let now = self.now();
@@ -475,26 +432,6 @@ mod tests {
         );
         assert_eq!(told["quarantine"], json!({"open": 1, "total": 4}));
         assert_eq!(told["index"]["rows"], 11);
-    }
-
-    #[test]
-    fn whoever_asks_for_a_rebuild_while_there_is_one_has_it() {
-        let status = status();
-        let building = || status.to_json()["index"]["building"].clone();
-        status.set_table("t");
-        assert_eq!((building(), status.is_asked_to_rebuild()), (Value::Null, false));
-        status.ask_to_rebuild();
-        assert_eq!((building(), status.is_asked_to_rebuild()), (json!({"lacking": null}), true));
-        status.set_building(Some(3));
-        status.ask_to_rebuild();
-        assert_eq!((building(), status.is_asked_to_rebuild()), (json!({"lacking": 3}), false));
-        status.set_building_failed("the disk is full".into());
-        assert_eq!((building(), status.is_asked_to_rebuild()), (json!({"failed": "the disk is full"}), false));
-        status.ask_to_rebuild();
-        assert!(status.is_asked_to_rebuild(), "it may be asked for again");
-        status.set_table("t.1");
-        assert_eq!((building(), status.is_asked_to_rebuild()), (Value::Null, false));
-        assert_eq!(status.to_json()["index"]["table"], "t.1");
     }
 
     #[test]

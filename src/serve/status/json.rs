@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
-use super::{Building, State, Status};
+use super::building::Building;
+use super::{State, Status};
 use crate::decode::Rule;
 use crate::serve::freshness::WINDOW;
 use crate::serve::metrics::EventOp;
