@@ -285,7 +285,8 @@ impl Reading {
 struct Begin {
     /// Of every partition, also of those that are read from offset 0.
     start: Position,
-    /// How far the view has to come before the index may follow it.
+    /// How far the view has to come before the index may follow it: to where the index may be, and through all of raw. Half of a snapshot is the
+    /// view as it never was, without the rows of keys that come later.
     target: Position,
     /// What lies before this is not fresh: the index knew it already, or is new and catches up with it.
     old: Position,
@@ -296,8 +297,9 @@ impl Begin {
         let mut begin = Begin::default();
         for (partition, Watermarks { low, high }) in marks {
             let announced = announced.get(partition).map(|a| a.min(*high));
-            begin.start.advance(partition, landed.and_then(|l| l.get(partition)).unwrap_or(*low));
-            begin.target.advance(partition, announced.unwrap_or_default());
+            let landed = landed.and_then(|l| l.get(partition));
+            begin.start.advance(partition, landed.unwrap_or(*low));
+            begin.target.advance(partition, announced.max(landed).unwrap_or_default());
             begin.old.advance(partition, announced.unwrap_or(*high));
         }
         begin
@@ -351,6 +353,11 @@ mod tests {
         all_read.join(&at.iter().filter(|(_, w)| w.low < w.high).map(|(p, w)| (p.clone(), w.high)).collect());
         assert!(all_read.covers(&begin.target), "{all_read:?} does not cover {:?}", begin.target);
         let landed = position(&[(0, 100), (1, 80)]);
-        assert_eq!(Begin::of(&at, Some(&landed), &announced).start.get(&partition(1)), Some(Offset(80)));
+        let begin = Begin::of(&at, Some(&landed), &announced);
+        assert_eq!(begin.start.get(&partition(1)), Some(Offset(80)));
+        assert_eq!(
+            (begin.target.get(&partition(1)), begin.target.get(&partition(2))),
+            (Some(Offset(80)), Some(Offset(30)))
+        );
     }
 }
