@@ -127,7 +127,7 @@ impl Schedule {
         raw.commit_max_age_ms = if is_long { 1 } else { rng.random_range(10..=1000) };
         raw.queue_max_bytes = rng.random_range(200..=20_000);
         raw.compact_min_files = rng.random_range(2..=6);
-        raw.snapshot_min_events = rng.random_range(10..=100);
+        raw.snapshot_min_events = rng.random_range(5..=30);
         raw.versions_max_age_s = if rng.random() { 0 } else { 3600 };
         config.kafka.queue_max_bytes = rng.random_range(200..=20_000);
         config.engine.workers = 1;
