@@ -34,14 +34,18 @@ pub struct KafkaSource {
     ready: HashMap<(usize, i32), MessageBatch>,
     /// The next offset that polling takes of each partition.
     next: HashMap<(usize, i32), i64>,
+    /// The last report after which polling has found nothing more.
+    drained: u64,
 }
 
 /// What librdkafka reports of itself.
 #[derive(Default)]
 struct Reported {
     queued_bytes: AtomicU64,
-    /// The last end of each partition that was come to. All messages before it are polled before the report is: librdkafka queues both in one order.
+    /// The last end of each partition that was come to. All messages before it are queued by then, and polled later: a report overtakes messages.
     ends: Mutex<Vec<(String, i32, i64)>>,
+    /// How many reports were polled.
+    reports: AtomicU64,
 }
 
 impl ClientContext for Reported {
@@ -52,6 +56,7 @@ impl ClientContext for Reported {
         let came_to = partitions().filter(|(_, p)| p.eof_offset >= 0);
         let ends = came_to.map(|(topic, p)| (topic.clone(), p.partition, p.eof_offset)).collect();
         *self.ends.lock().expect("no holder of this lock panics") = ends;
+        self.reports.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -128,8 +133,8 @@ impl KafkaSource {
         client.set("bootstrap.servers", &config.bootstrap_servers);
         let brokers = config.bootstrap_servers.clone();
         let consumer = consumer(&client, &brokers)?;
-        let (ready, next) = Default::default();
-        Ok(KafkaSource { client, consumer, brokers, topics: topics.to_vec(), ready, next })
+        let (ready, next, drained) = Default::default();
+        Ok(KafkaSource { client, consumer, brokers, topics: topics.to_vec(), ready, next, drained })
     }
 
     fn error(&self, error: &KafkaError) -> Error {
@@ -174,15 +179,22 @@ impl KafkaSource {
         Ok(Watermarks { low: Offset(low.max(0)), high: Offset(high.max(0)) })
     }
 
+    fn reports(&self) -> u64 {
+        self.consumer.context().reports.load(Ordering::Relaxed)
+    }
+
     fn take_ready(&mut self) -> Option<MessageBatch> {
         // The fullest first; all of them are taken before the next poll.
         let key = self.ready.iter().max_by_key(|(_, b)| b.messages.len()).map(|(k, _)| *k)?;
         self.ready.remove(&key)
     }
 
-    /// A partition that was polled up to transaction markers, and they are all it has. Asked for when nothing is ready: what was polled before the
-    /// end was reported has been handed out.
+    /// A partition that was polled up to transaction markers, and they are all it has. Asked for when nothing is ready: what was polled has been handed
+    /// out; and what was queued before the report was polled, if nothing has been left since.
     fn take_passed(&mut self) -> Option<MessageBatch> {
+        if self.drained != self.reports() {
+            return None;
+        }
         let mut ends = self.consumer.context().ends.lock().expect("no holder of this lock panics");
         while let Some((topic, number, end)) = ends.pop() {
             let Some(topic) = self.topics.iter().position(|t| **t == *topic) else { continue };
@@ -229,7 +241,7 @@ impl Source for KafkaSource {
         let consumer = consumer(&self.client, &self.brokers)?;
         consumer.assign(&list).map_err(|e| self.error(&e))?;
         self.ready.clear();
-        (self.consumer, self.next) = (consumer, next);
+        (self.consumer, self.next, self.drained) = (consumer, next, 0);
         Ok(())
     }
 
@@ -240,8 +252,13 @@ impl Source for KafkaSource {
         let mut wait = timeout;
         let mut trouble = None;
         loop {
+            let reports = self.reports();
             match self.consumer.poll(wait).map(|polled| polled.map(|message| message.detach())) {
                 None => {
+                    // Nothing is there; or a report was, of which nothing is said, and messages may stand behind it.
+                    if self.reports() == reports {
+                        self.drained = reports;
+                    }
                     return self.take_ready().map_or_else(|| trouble.map_or(Ok(None), Err), |batch| Ok(Some(batch)));
                 }
                 Some(Ok(message)) => {

@@ -177,6 +177,25 @@ mod tests {
     }
 
     #[test]
+    fn an_end_that_was_come_to_does_not_overtake_the_messages_before_it() {
+        let broker = Broker::start(&[("t", 1)]).unwrap();
+        let producer = Producer::new(&broker.bootstrap_servers()).unwrap();
+        (0..5000).for_each(|_| producer.send("t", 0, None, Some(b"a")).unwrap());
+        producer.flush().unwrap();
+        let mut source = source(&broker);
+        source.seek(&Position::default()).unwrap();
+        // Long enough for all of it to be fetched, for its end to be come to, and for a report of that, which librdkafka makes every second.
+        std::thread::sleep(Duration::from_secs(4));
+        let (mut next, started) = (0, Instant::now());
+        while next < 5000 {
+            assert!(started.elapsed() < Duration::from_secs(30), "{next} messages came");
+            let Some(batch) = source.poll(Duration::from_millis(20)).unwrap() else { continue };
+            assert_eq!(batch.messages.first().map(|m| m.offset.0), Some(next), "it ends at {:?}", batch.end());
+            next = batch.end().unwrap().0;
+        }
+    }
+
+    #[test]
     fn what_was_fetched_and_not_polled_is_reported() {
         const ROUND: usize = 100;
         let broker = Broker::start(&[("t", 1)]).unwrap();
