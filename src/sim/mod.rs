@@ -45,6 +45,9 @@ pub type Error = Box<dyn std::error::Error + Send + Sync>;
 /// Planning, and the plans' own recursion.
 const STACK_BYTES: usize = 64 << 20;
 
+/// A schedule hands its turn from thread to thread, and its core idles meanwhile: one for each core leaves a third of them unused.
+const SCHEDULES_PER_CORE: usize = 2;
+
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// Schedules to try.
@@ -74,7 +77,7 @@ pub struct Report {
     pub seconds: f64,
 }
 
-/// Tries every seed, two at a time where there are two cores.
+/// Tries every seed, several at a time.
 pub fn run(options: &Options) -> Result<Report, Error> {
     let started = Instant::now();
     let scratch = Scratch::new()?;
@@ -96,7 +99,7 @@ pub fn run(options: &Options) -> Result<Report, Error> {
             enough.fetch_or(report.failed.len() >= options.failures_max, Ordering::Relaxed);
         }
     };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = SCHEDULES_PER_CORE * std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..threads {
             let thread = std::thread::Builder::new().name("sim".into()).stack_size(STACK_BYTES);
