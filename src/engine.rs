@@ -5,6 +5,7 @@
 
 mod driving;
 mod indexing;
+mod looking;
 mod preflight;
 mod pulse;
 mod raw;
@@ -282,7 +283,7 @@ impl Engine {
             decoded_max_batches: config.engine.decoded_max_batches,
         });
         let (send, receive) = sync_channel(config.engine.decoded_max_batches);
-        let (targets, target) = sync_channel(1);
+        let (begins, begun) = sync_channel(1);
         let runtime = tokio::runtime::Handle::current();
         let spawn = |name: &str, work: Box<dyn FnOnce() -> Result<(), String> + Send>| {
             let (status, stop, shared) = (status.clone(), stop.clone(), shared.clone());
@@ -309,8 +310,7 @@ impl Engine {
             peers,
         };
         let reading_runtime = runtime.clone();
-        threads
-            .push(spawn("source", Box::new(move || reading.run(&reading_runtime, &send, &targets))).map_err(failed)?);
+        threads.push(spawn("source", Box::new(move || reading.run(&reading_runtime, &send, &begins))).map_err(failed)?);
         let driving = Driving {
             handle,
             status: status.clone(),
@@ -330,7 +330,7 @@ impl Engine {
             pending_max_keys: config.engine.pending_max_keys,
             progress,
         };
-        threads.push(spawn("indexer", Box::new(move || indexing.run(&runtime, &target))).map_err(failed)?);
+        threads.push(spawn("indexer", Box::new(move || indexing.run(&runtime, &begun))).map_err(failed)?);
         Ok(Engine { status, stop, shared, threads })
     }
 

@@ -8,16 +8,20 @@ pub(crate) mod faulty;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use deltalake::ensure_table_uri;
 use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
 use object_store::path::Path;
-use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutPayload, RetryConfig};
 
 // The same type as delta-rs's, of the crate `url`.
 use reqwest::Url;
 
 use durable::Durable;
+
+/// How long a request is made again before its failure is told; whoever made it waits and says so. The crate's three minutes are a long silence.
+const RETRIED_FOR: Duration = Duration::from_secs(10);
 
 /// A place in a store.
 #[derive(Clone, Debug)]
@@ -108,7 +112,8 @@ pub fn open(location: &str, options: &BTreeMap<String, String>) -> Result<Storag
                 let name = key.parse().map_err(|_| format!("{key} is no option of S3"))?;
                 builder = builder.with_config(name, value);
             }
-            let s3 = builder.with_conditional_put(S3ConditionalPut::ETagMatch).build();
+            let retry = RetryConfig { retry_timeout: RETRIED_FOR, ..RetryConfig::default() };
+            let s3 = builder.with_conditional_put(S3ConditionalPut::ETagMatch).with_retry(retry).build();
             Arc::new(s3.map_err(|e| e.to_string())?)
         }
         other => return Err(format!("{other}:// is not known; a folder and s3:// are possible")),

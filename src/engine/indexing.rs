@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::reading::Begun;
 use super::{Opening, Pending, Progress, Shared};
 use crate::dataflow::{Row, ViewChange};
 use crate::embed::BatchStats;
 use crate::index::{self, Indexer};
 use crate::raw::Gate;
-use crate::serve::{State, Status};
+use crate::serve::{State, Status, Wait};
 use crate::thread;
 use crate::time::{Epoch, Position};
 
@@ -55,7 +56,7 @@ pub(super) fn open(opening: &mut Option<Opening>, indexer: &Indexer) -> Result<(
 }
 
 impl Indexing {
-    pub fn run(self, runtime: &tokio::runtime::Handle, begun: &Receiver<(Position, Gate)>) -> Result<(), String> {
+    pub fn run(self, runtime: &tokio::runtime::Handle, begun: &Receiver<Begun>) -> Result<(), String> {
         let shared = self.shared.clone();
         let done = self.reconcile_and_follow(runtime, begun);
         // Nobody takes what is pending any more, so nobody may wait for it to be taken.
@@ -63,21 +64,27 @@ impl Indexing {
         done
     }
 
-    fn reconcile_and_follow(
-        self,
-        runtime: &tokio::runtime::Handle,
-        begun: &Receiver<(Position, Gate)>,
-    ) -> Result<(), String> {
+    fn reconcile_and_follow(self, runtime: &tokio::runtime::Handle, begun: &Receiver<Begun>) -> Result<(), String> {
         // A service that is stopped before it could begin has no target.
-        let Ok((target, quarantine)) = thread::recv(begun) else { return Ok(()) };
+        let Ok(Begun { target, ends, quarantine }) = thread::recv(begun) else { return Ok(()) };
         if !self.hydrate(&target) {
             return Ok(());
         }
         let (epoch, position) = self.indexer.announced();
         let keys_at_once = COMMIT_FIRST_KEYS.min(self.commit_max_keys);
         let (lacking, unseen_ms, stopping) = (None, Vec::new(), None);
-        let mut following =
-            Following { of: self, runtime, quarantine, keys_at_once, epoch, position, lacking, unseen_ms, stopping };
+        let mut following = Following {
+            of: self,
+            runtime,
+            quarantine,
+            ends,
+            keys_at_once,
+            epoch,
+            position,
+            lacking,
+            unseen_ms,
+            stopping,
+        };
         following.remove_orphans()?;
         following.of.shared.pending().follows = true;
         let why = match following.of.opening {
@@ -114,6 +121,8 @@ struct Following<'a> {
     of: Indexing,
     runtime: &'a tokio::runtime::Handle,
     quarantine: Gate,
+    /// Where the topics ended when they were begun with.
+    ends: Position,
     keys_at_once: usize,
     /// How far what was taken leads.
     epoch: Epoch,
@@ -180,8 +189,9 @@ impl Following<'_> {
     /// Takes all that is pending; waits a little for it if there is nothing else to do.
     fn take(&self) -> Taken {
         let Indexing { shared, status, pending_max_keys, .. } = &self.of;
+        let has_nothing_to_fill = self.lacking.as_ref().is_none_or(BTreeMap::is_empty);
         let mut pending = shared.pending();
-        while pending.epoch <= self.epoch && !pending.ended && self.lacking.is_none() {
+        while pending.epoch <= self.epoch && !pending.ended && has_nothing_to_fill {
             let (back, is_up) = shared.wait(pending, Duration::from_millis(200));
             pending = back;
             if is_up {
@@ -282,10 +292,15 @@ impl Following<'_> {
 
     /// Brings a part of what it lacks into the table in the making. Says whether it lacks nothing then.
     fn fill(&mut self) -> Result<bool, String> {
+        // A first one is not shown before it has all that there was: half of it is no answer.
+        let may_swap = self.of.opening.is_none() || self.position.covers(&self.ends);
         let Some(lacking) = &mut self.lacking else {
-            // Of a view that was never anything, nothing will come.
-            return Ok(self.nothing_to_read());
+            // Of topics that have never had anything, nothing will come.
+            return Ok(Position::default().covers(&self.ends));
         };
+        if lacking.is_empty() && !may_swap {
+            return Ok(false);
+        }
         let mut part = Vec::new();
         while part.len() < self.keys_at_once
             && let Some((key, row)) = lacking.pop_first()
@@ -297,11 +312,12 @@ impl Following<'_> {
             self.paced(&part, true, left > 0)?;
         }
         self.of.status.set_building(Some(left));
-        if left == 0 {
+        let is_whole = left == 0 && may_swap;
+        if is_whole {
             let runtime = self.runtime;
             self.patiently(|of| runtime.block_on(of.indexer.maintain_beside()))?;
         }
-        Ok(left == 0)
+        Ok(is_whole)
     }
 
     fn swap(&mut self) -> Result<(), String> {
@@ -378,7 +394,7 @@ impl Following<'_> {
                 Ok(done) => {
                     if failed.is_some() {
                         tracing::info!("the index goes on");
-                        self.of.status.set_index_waiting(None);
+                        self.of.status.set_waiting(Wait::Index, None);
                     }
                     return Ok(done);
                 }
@@ -389,10 +405,10 @@ impl Following<'_> {
                 thread::now()
             });
             if !error.is_passing() || thread::elapsed(begun) > PATIENCE || self.of.stop.load(Ordering::SeqCst) {
-                self.of.status.set_index_waiting(None);
+                self.of.status.set_waiting(Wait::Index, None);
                 return Err(error.to_string());
             }
-            self.of.status.set_index_waiting(Some(error.to_string()));
+            self.of.status.set_waiting(Wait::Index, Some(error.to_string()));
             let until = thread::now() + backoff;
             while thread::now() < until && !self.of.stop.load(Ordering::SeqCst) {
                 thread::sleep(Duration::from_millis(10));
@@ -423,21 +439,12 @@ impl Following<'_> {
         }
     }
 
-    /// Live once the index holds all that was read, or there is nothing to read.
+    /// Live once searches reflect all that there was when reading began.
     fn live_if_caught_up(&self) {
         let status = &self.of.status;
-        if status.state_beneath() != State::CatchingUp || !self.of.indexer.is_searchable() {
-            return;
+        let is_catching_up = status.state_beneath() == State::CatchingUp && self.of.indexer.is_searchable();
+        if is_catching_up && status.position().covers(&self.ends) {
+            status.set_state(State::Live, "the index follows the topics");
         }
-        let read = self.of.shared.read.lock().expect("no holder of this lock panics").clone();
-        if self.nothing_to_read() || (!read.is_empty() && status.position().covers(&read)) {
-            status.set_state(State::Live, "the index holds what was read");
-        }
-    }
-
-    /// Whether the topics were looked at and have never had anything.
-    fn nothing_to_read(&self) -> bool {
-        let read = self.of.shared.read.lock().expect("no holder of this lock panics");
-        read.is_empty() && self.of.status.is_level()
     }
 }

@@ -3,15 +3,15 @@
 
 use std::time::{Duration, Instant};
 
-use super::reading::LAG_EVERY;
+use super::looking::LOOK_EVERY;
 use crate::config;
-use crate::serve::Status;
+use crate::serve::{Status, Wait};
 use crate::source::{Source, Watermarks};
 use crate::thread;
 use crate::time::Partition;
 
 /// Time in which nobody looked counts as this much: whether there was a heartbeat then is not known.
-const LOOK_MAX: Duration = LAG_EVERY.saturating_mul(2);
+const LOOK_MAX: Duration = LOOK_EVERY.saturating_mul(2);
 
 pub(super) struct Pulses {
     connectors: Vec<Connector>,
@@ -84,7 +84,7 @@ impl Pulses {
             changed = true;
         }
         if changed {
-            status.set_connector_waiting(self.silence());
+            status.set_waiting(Wait::Connector, self.silence());
         }
     }
 

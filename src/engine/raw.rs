@@ -13,7 +13,7 @@ use super::reading::{Reading, Trouble};
 use crate::config;
 use crate::decode::{Decoded, SchemaStore};
 use crate::raw::{Error, Hydration, Landing, LastMessage, Observer, Quarantine, QuarantineTable, RawTable, Snapshot};
-use crate::serve::{State, Status};
+use crate::serve::{State, Status, Wait};
 use crate::source::{MessageBatch, Source, Watermarks};
 use crate::thread;
 use crate::time::{Partition, Position};
@@ -21,6 +21,11 @@ use crate::time::{Partition, Position};
 /// How long the topics are looked at for what has landed of them, and at a time.
 const LOOK_MAX: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(20);
+
+/// What whoever is held up does before it asks again.
+pub(super) fn rest() {
+    thread::sleep(Duration::from_millis(1));
+}
 
 /// What was read of raw.
 #[derive(Default)]
@@ -42,7 +47,7 @@ impl Observer for Status {
     }
 
     fn waiting(&self, reason: Option<&str>) {
-        self.set_raw_waiting(reason.map(Into::into));
+        self.set_waiting(Wait::Raw, reason.map(Into::into));
     }
 
     fn quarantined(&self, open: usize, total: usize) {
@@ -52,7 +57,7 @@ impl Observer for Status {
     }
 
     fn quarantine_waiting(&self, reason: Option<&str>) {
-        self.set_quarantine_waiting(reason.map(Into::into));
+        self.set_waiting(Wait::Quarantine, reason.map(Into::into));
     }
 }
 
@@ -75,12 +80,17 @@ impl Reading {
 
     /// Gives what a batch has rejected to the quarantine, which may have to make room first. Says whether it was taken: not when the service
     /// is to stop, or the quarantine has ended.
-    pub(super) fn quarantine(&self, quarantine: &mut Quarantine, decoded: &mut Decoded) -> bool {
+    pub(super) fn quarantine(
+        &self,
+        quarantine: &mut Quarantine,
+        decoded: &mut Decoded,
+        pause: &mut dyn FnMut(),
+    ) -> bool {
         while !quarantine.offer(decoded) {
             if self.stop.load(Ordering::SeqCst) || quarantine.has_ended() {
                 return false;
             }
-            thread::sleep(Duration::from_millis(1));
+            pause();
         }
         true
     }
@@ -129,7 +139,7 @@ impl Reading {
                 changes += decoded.changes.len();
                 // What has landed is history.
                 decoded.changes.iter_mut().for_each(|change| change.commit_ms = 0);
-                if !self.quarantine(quarantine, &mut decoded) || !self.hand_on(decoded, send) {
+                if !self.quarantine(quarantine, &mut decoded, &mut rest) || !self.hand_on(decoded, send, &mut rest) {
                     return Ok(None);
                 }
             }
@@ -219,20 +229,22 @@ impl Reading {
 
     /// Gives a batch to the landing, which may have to make room first. Says whether it was taken: not when the service is to stop, or the
     /// landing has ended.
-    pub(super) fn land(&self, landing: &Landing, batch: &Arc<MessageBatch>) -> bool {
+    pub(super) fn land(&self, landing: &Landing, batch: &Arc<MessageBatch>, pause: &mut dyn FnMut()) -> bool {
         let mut offered = landing.offer(batch.clone());
+        self.status.set_raw_is_full(offered.is_err());
         while let Err(back) = offered {
             if self.stop.load(Ordering::SeqCst) || landing.has_ended() {
                 return false;
             }
-            thread::sleep(Duration::from_millis(1));
+            pause();
             offered = landing.offer(back);
         }
+        self.status.set_raw_is_full(false);
         true
     }
 
     /// Sends a batch to the driver, and waits while the queue is full. Says whether it went: not when the service is to stop.
-    pub(super) fn hand_on(&self, mut decoded: Decoded, send: &SyncSender<Decoded>) -> bool {
+    pub(super) fn hand_on(&self, mut decoded: Decoded, send: &SyncSender<Decoded>, pause: &mut dyn FnMut()) -> bool {
         self.shared.read.lock().expect("no holder of this lock panics").advance(&decoded.partition, decoded.end);
         self.shared.count_decoded(1, self.status.metrics());
         // A full queue is the bound at work: the source waits.
@@ -241,7 +253,7 @@ impl Reading {
                 Ok(()) => return true,
                 Err(TrySendError::Full(back)) if !self.stop.load(Ordering::SeqCst) => {
                     decoded = back;
-                    thread::sleep(Duration::from_millis(1));
+                    pause();
                 }
                 Err(_) => return false,
             }

@@ -9,20 +9,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
-use super::pulse::Pulses;
-use super::raw::Hydrated;
+use super::looking::{Looked, Looks};
+use super::raw::{Hydrated, rest};
 use super::{Peers, Shared};
 use crate::config::Config;
 use crate::decode::{Counts, Decoded, Decoder, RowType, SchemaStore};
 use crate::raw::{Gate, Landing, LastMessage, Quarantine, RawTable};
-use crate::serve::{State, Status};
+use crate::serve::{State, Status, Wait};
 use crate::source::{self, Source, Watermarks};
 use crate::thread;
 use crate::time::{Offset, Partition, Position};
 
 const POLL: Duration = Duration::from_millis(20);
-pub(super) const LAG_EVERY: Duration = Duration::from_millis(1000);
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
 /// What the thread needs.
 pub(super) struct Reading {
@@ -40,7 +39,7 @@ impl Reading {
         self,
         runtime: &tokio::runtime::Handle,
         send: &SyncSender<Decoded>,
-        targets: &SyncSender<(Position, Gate)>,
+        begins: &SyncSender<Begun>,
     ) -> Result<(), String> {
         let schemas = self.peers.schemas.clone();
         let mut decoders = Vec::new();
@@ -49,7 +48,7 @@ impl Reading {
         }
         let Some(mut quarantine) = self.open_quarantine(runtime)? else { return Ok(()) };
         let mut landing = None;
-        let read = self.read(runtime, &schemas, &mut decoders, &mut quarantine, &mut landing, (send, targets));
+        let read = self.read(runtime, &schemas, &mut decoders, &mut quarantine, &mut landing, (send, begins));
         // The quarantine first: raw's commits wait for it. What was read is in both before the service ends; what could not be, Kafka still has.
         let kept = quarantine.stop().map_err(|e| e.to_string());
         let landed = landing.map_or(Ok(()), Landing::stop).map_err(|e| e.to_string());
@@ -64,7 +63,7 @@ impl Reading {
         decoders: &mut [Decoder],
         quarantine: &mut Quarantine,
         landing: &mut Option<Landing>,
-        (send, targets): (&SyncSender<Decoded>, &SyncSender<(Position, Gate)>),
+        (send, begins): (&SyncSender<Decoded>, &SyncSender<Begun>),
     ) -> Result<(), String> {
         let Config { name, sources, raw, .. } = &self.config;
         let mut source = (self.peers.source)()?;
@@ -84,7 +83,7 @@ impl Reading {
             *landing = Some(started.map_err(|e| format!("the landing cannot be started: {e}"))?);
         }
         let raw = hydrated.as_ref().zip(landing.as_ref());
-        self.follow(runtime, &mut *source, decoders, raw, quarantine, (send, targets))
+        self.follow(runtime, &mut *source, decoders, raw, quarantine, (send, begins))
     }
 
     /// Reads Kafka: from where raw ends, into the landing, or from its beginning.
@@ -95,37 +94,43 @@ impl Reading {
         decoders: &mut [Decoder],
         raw: Option<(&Hydrated, &Landing)>,
         quarantine: &mut Quarantine,
-        (send, targets): (&SyncSender<Decoded>, &SyncSender<(Position, Gate)>),
+        (send, begins): (&SyncSender<Decoded>, &SyncSender<Begun>),
     ) -> Result<(), String> {
         let hydrated = raw.map(|(hydrated, _)| hydrated);
-        let Some(Begin { mut start, target, old }) = self.retry(|| self.begin(source, hydrated))? else {
+        let Some(Begin { mut start, target, old, ends }) = self.retry(|| self.begin(source, hydrated))? else {
             return Ok(());
         };
-        if targets.send((target, quarantine.gate())).is_err() || !self.reached(&start, send) {
+        let begun = Begun { target, ends, quarantine: quarantine.gate() };
+        if begins.send(begun).is_err() || !self.reached(&start, send) {
             return Ok(());
         }
         let mut last = hydrated.map(|h| h.last.clone()).unwrap_or_default();
-        let mut pulses = Pulses::new(&self.config.kafka);
-        let mut next_lag = thread::now();
-        while !self.stop.load(Ordering::SeqCst) && !quarantine.has_ended() {
-            if thread::now() >= next_lag {
-                match source.watermarks() {
-                    // A topic that comes again may be another one.
-                    Ok(marks) if self.has_shrunk(&marks) && self.go_on(source, &last)?.is_none() => break,
-                    Err(source::Error::NoTopic { .. }) if self.go_on(source, &last)?.is_none() => break,
-                    Ok(marks) => {
-                        pulses.look(source, &marks, &self.status);
-                        if self.join_added(source, &marks, &mut start)?.is_none() {
-                            break;
-                        }
-                        self.status.set_watermarks(marks);
-                    }
-                    // Lag is worth a look, not a halt: a broker that does not answer is noticed by polling.
-                    Err(_) => {}
+        let mut looks = Looks::new(&self.config.kafka, self.status.clone());
+        let has_ended =
+            |quarantine: &Quarantine| quarantine.has_ended() || raw.is_some_and(|(_, landing)| landing.has_ended());
+        while !self.stop.load(Ordering::SeqCst) && !has_ended(quarantine) {
+            let goes_on = match looks.look(source).map_err(|e| e.to_string())? {
+                Looked::NotYet => Some(()),
+                // A topic that comes again may be another one.
+                Looked::Gone => self.go_on(source, &last)?,
+                Looked::At { marks, was_gone, .. } if was_gone || self.has_shrunk(&marks) => {
+                    self.go_on(source, &last)?
                 }
-                next_lag = thread::now() + LAG_EVERY;
+                // Reading them too begins with all of the partitions.
+                Looked::At { marks, all: true, .. } => self.join_added(source, &marks, &mut start)?,
+                Looked::At { .. } => Some(()),
+            };
+            if goes_on.is_none() {
+                break;
             }
-            let Some(polled) = self.retry(|| source.poll(POLL).map_err(Trouble::from))? else { break };
+            let polled = match source.poll(POLL) {
+                Ok(polled) => polled,
+                Err(e) if e.is_passing() => {
+                    looks.doubt(&e);
+                    continue;
+                }
+                Err(e) => return Err(e.to_string()),
+            };
             let metrics = self.status.metrics();
             metrics.source_queue.set(source.queued_bytes(), self.config.kafka.queue_max_bytes);
             let Some(batch) = polled else { continue };
@@ -137,19 +142,24 @@ impl Reading {
             let batch = Arc::new(batch);
             let Some(n) = self.config.sources.iter().position(|s| s.topic == batch.partition.topic) else { continue };
             let decoder = &mut decoders[n];
-            let decoded = self.retry(|| {
+            let decode = || {
                 let decoded = runtime.block_on(decoder.decode(&batch));
                 decoded.map_err(|e| Trouble { passing: e.is_passing(), reason: e.to_string() })
-            })?;
+            };
+            let mut pause = || {
+                looks.glance(source);
+                rest();
+            };
+            let decoded = self.retry_beside(decode, &mut pause)?;
             let Some(mut decoded) = decoded else { break };
             let old = old.get(&decoded.partition).unwrap_or_default();
             decoded.changes.iter_mut().filter(|c| c.offset < old).for_each(|c| c.commit_ms = 0);
             metrics.count_events(&decoded.counts);
             decoded.rejects.iter().for_each(|r| metrics.count_reject(r.rule));
             // In this order.
-            let took = self.quarantine(quarantine, &mut decoded)
-                && raw.is_none_or(|(_, landing)| self.land(landing, &batch))
-                && self.hand_on(decoded, send);
+            let took = self.quarantine(quarantine, &mut decoded, &mut pause)
+                && raw.is_none_or(|(_, landing)| self.land(landing, &batch, &mut pause))
+                && self.hand_on(decoded, send, &mut pause);
             if !took {
                 break;
             }
@@ -222,7 +232,8 @@ impl Reading {
         begun.all(|(partition, end)| {
             let Some(source) = self.config.sources.iter().position(|s| s.topic == partition.topic) else { return true };
             let (changes, rejects, counts) = (Vec::new(), Vec::new(), Counts::default());
-            self.hand_on(Decoded { source, partition: partition.clone(), end, changes, rejects, counts }, send)
+            let decoded = Decoded { source, partition: partition.clone(), end, changes, rejects, counts };
+            self.hand_on(decoded, send, &mut rest)
         })
     }
 
@@ -247,7 +258,16 @@ impl Reading {
     }
 
     /// Tries until it works; `None` when the service is to stop. Waiting is said once and over when it works again.
-    pub(super) fn retry<T>(&self, mut work: impl FnMut() -> Result<T, Trouble>) -> Result<Option<T>, String> {
+    pub(super) fn retry<T>(&self, work: impl FnMut() -> Result<T, Trouble>) -> Result<Option<T>, String> {
+        self.retry_beside(work, &mut || ())
+    }
+
+    /// The same, with something to do meanwhile.
+    fn retry_beside<T>(
+        &self,
+        mut work: impl FnMut() -> Result<T, Trouble>,
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<Option<T>, String> {
         let mut backoff = Duration::from_millis(50);
         let mut waiting = false;
         loop {
@@ -255,7 +275,7 @@ impl Reading {
                 Ok(done) => {
                     if waiting {
                         tracing::info!("the peer answers again");
-                        self.status.set_waiting(None);
+                        self.status.set_waiting(Wait::Peer, None);
                     }
                     return Ok(Some(done));
                 }
@@ -265,7 +285,7 @@ impl Reading {
                         tracing::warn!(reason = trouble.reason, "waiting for a peer");
                         waiting = true;
                     }
-                    self.status.set_waiting(Some(trouble.reason));
+                    self.status.set_waiting(Wait::Peer, Some(trouble.reason));
                 }
             }
             let until = thread::now() + backoff;
@@ -273,6 +293,7 @@ impl Reading {
                 if self.stop.load(Ordering::SeqCst) {
                     return Ok(None);
                 }
+                meanwhile();
                 thread::sleep(Duration::from_millis(10));
             }
             backoff = (backoff * 2).min(BACKOFF_MAX);
@@ -290,6 +311,17 @@ struct Begin {
     target: Position,
     /// What lies before this is not fresh: the index knew it already, or is new and catches up with it.
     old: Position,
+    /// Where the partitions ended then.
+    ends: Position,
+}
+
+/// What the indexer has to know of where reading has begun.
+pub(super) struct Begun {
+    /// [`Begin::target`]
+    pub target: Position,
+    /// [`Begin::ends`]
+    pub ends: Position,
+    pub quarantine: Gate,
 }
 
 impl Begin {
@@ -301,6 +333,7 @@ impl Begin {
             begin.start.advance(partition, landed.unwrap_or(*low));
             begin.target.advance(partition, announced.max(landed).unwrap_or_default());
             begin.old.advance(partition, announced.unwrap_or(*high));
+            begin.ends.advance(partition, *high);
         }
         begin
     }
@@ -348,6 +381,7 @@ mod tests {
         let begin = Begin::of(&at, None, &announced);
         assert_eq!(begin.start, position(&[(0, 100), (1, 50), (2, 0), (3, 0), (4, 0)]));
         assert_eq!(begin.old, position(&[(0, 100), (1, 70), (2, 30), (3, 10), (4, 20)]), "a new index catches up");
+        assert_eq!(begin.ends, position(&[(0, 100), (1, 100), (2, 100), (3, 10), (4, 20)]));
         let mut all_read = begin.start.clone();
         // A partition between whose watermarks nothing lies yields nothing.
         all_read.join(&at.iter().filter(|(_, w)| w.low < w.high).map(|(p, w)| (p.clone(), w.high)).collect());

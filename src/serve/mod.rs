@@ -29,7 +29,7 @@ pub use answer::{Hit, Hits, Item, Json};
 pub use api::routes;
 pub use metrics::Metrics;
 pub use server::Server;
-pub use status::{State, Status};
+pub use status::{State, Status, Wait};
 
 use crate::config;
 use queries::QueryVectors;

@@ -48,6 +48,25 @@ impl State {
     }
 }
 
+/// What may have to be waited for; the first of them that is says why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wait {
+    /// No broker answers.
+    Broker,
+    /// Something else without which nothing can be read.
+    Peer,
+    /// Partitions that no broker answers for; the others are read.
+    Partitions,
+    /// Raw's storage. The index goes on meanwhile, until the queue before raw is full: only then the service waits.
+    Raw,
+    /// The quarantine's storage. The index does not go on past a message that was rejected meanwhile.
+    Quarantine,
+    /// The index's storage.
+    Index,
+    /// A connector that is not heard of. What it wrote is searchable; what the database has changed since is not known.
+    Connector,
+}
+
 /// Shared by the engine, which sets, and the API, which tells.
 #[derive(Debug)]
 pub struct Status {
@@ -64,23 +83,18 @@ struct Now {
     /// What the engine does as far as it depends on itself: never [`State::Waiting`].
     state: State,
     why: String,
-    /// Why it has to wait for a peer meanwhile.
-    waiting: Option<String>,
+    /// What is away meanwhile, and why it is thought so.
+    waiting: BTreeMap<Wait, String>,
+    /// Whether the queue before raw has no room.
+    raw_is_full: bool,
     /// Since when the state is what is shown.
     since: Instant,
     epoch: Epoch,
     position: Position,
     /// What each partition holds, as it was last looked at.
     marks: BTreeMap<Partition, Watermarks>,
-    /// How far raw has landed, and why it cannot go on; there may be no raw.
+    /// How far raw has landed; there may be no raw.
     landed: Option<Position>,
-    raw_waiting: Option<String>,
-    /// Why nothing can be put into quarantine.
-    quarantine_waiting: Option<String>,
-    /// Why the index cannot be written.
-    index_waiting: Option<String>,
-    /// Which connector is not heard of.
-    connector_waiting: Option<String>,
     /// The dataflow's operators, each with its updates in a second since it was told of before.
     operators: Vec<(OperatorStatus, f64)>,
     operators_told: Instant,
@@ -94,9 +108,9 @@ struct Now {
 impl Now {
     /// The state as it is shown. Whoever waits is still where it was before, and goes on from there; a failure is not waited for.
     fn shown(&self) -> (State, &str) {
-        let waiting = [&self.waiting, &self.quarantine_waiting, &self.index_waiting, &self.connector_waiting];
-        match waiting.into_iter().flatten().next() {
-            Some(why) if self.state != State::Failed => (State::Waiting, why),
+        let mut waiting = self.waiting.iter().filter(|(wait, _)| **wait != Wait::Raw || self.raw_is_full);
+        match waiting.next() {
+            Some((_, why)) if self.state != State::Failed => (State::Waiting, why),
             _ => (self.state, &self.why),
         }
     }
@@ -117,16 +131,13 @@ impl Status {
         let now = Now {
             state: State::Hydrating,
             why: "the service is starting".into(),
-            waiting: None,
+            waiting: BTreeMap::new(),
+            raw_is_full: false,
             since: started,
             epoch: Epoch(0),
             position: Position::default(),
             marks: BTreeMap::new(),
             landed: None,
-            raw_waiting: None,
-            quarantine_waiting: None,
-            index_waiting: None,
-            connector_waiting: None,
             operators: Vec::new(),
             operators_told: started,
             tests: Vec::new(),
@@ -159,9 +170,17 @@ impl Status {
         }
     }
 
-    /// Says why the engine has to wait for a peer, or that it no longer has to. Whatever it was doing goes on beneath.
-    pub fn set_waiting(&self, why: Option<String>) {
-        self.change(|now| now.waiting = why);
+    /// Says why something has to be waited for, or that it no longer has to. Whatever the engine was doing goes on beneath.
+    pub fn set_waiting(&self, wait: Wait, why: Option<String>) {
+        self.change(|now| match why {
+            Some(why) => drop(now.waiting.insert(wait, why)),
+            None => drop(now.waiting.remove(&wait)),
+        });
+    }
+
+    /// Says whether reading stands still because the queue before raw has no room.
+    pub fn set_raw_is_full(&self, is_full: bool) {
+        self.change(|now| now.raw_is_full = is_full);
     }
 
     fn change(&self, change: impl FnOnce(&mut Now)) {
@@ -234,26 +253,6 @@ impl Status {
         self.now().landed.clone().unwrap_or_default()
     }
 
-    /// Why the raw tables cannot be written, or that they can be again. The index goes on meanwhile, until the queue before them is full.
-    pub fn set_raw_waiting(&self, why: Option<String>) {
-        self.now().raw_waiting = why;
-    }
-
-    /// Why nothing can be put into quarantine, or that it can be again. The index does not go on past a message that was rejected meanwhile.
-    pub fn set_quarantine_waiting(&self, why: Option<String>) {
-        self.change(|now| now.quarantine_waiting = why);
-    }
-
-    /// Why the index cannot be written, or that it can be again.
-    pub fn set_index_waiting(&self, why: Option<String>) {
-        self.change(|now| now.index_waiting = why);
-    }
-
-    /// Which connector is not heard of, or that all are. What it wrote is searchable; what the database has changed since is not known.
-    pub fn set_connector_waiting(&self, why: Option<String>) {
-        self.change(|now| now.connector_waiting = why);
-    }
-
     /// What the dataflow's operators hold and have done, inputs first.
     pub fn set_operators(&self, operators: Vec<OperatorStatus>) {
         let mut now = self.now();
@@ -272,12 +271,6 @@ impl Status {
     /// How many rows fail each data test.
     pub fn set_tests(&self, tests: Vec<(TestOutput, i64)>) {
         self.now().tests = tests;
-    }
-
-    /// Whether the partitions were looked at, and had nothing that is not searchable yet.
-    pub fn is_level(&self) -> bool {
-        let now = self.now();
-        !now.marks.is_empty() && now.lag().values().all(|events| *events == 0)
     }
 
     /// Events of all partitions that are not searchable yet.
@@ -356,7 +349,7 @@ mod tests {
         status.set_state(State::CatchingUp, "reading the backlog");
         assert!(!status.is_ready());
         status.set_state(State::Live, "caught up");
-        status.set_waiting(Some("the broker is away".into()));
+        status.set_waiting(Wait::Peer, Some("the broker is away".into()));
         assert!(status.is_ready());
     }
 
@@ -367,41 +360,52 @@ mod tests {
             let text = status.metrics().render().unwrap();
             text.contains(&format!(r#"freshet_state_info{{state="{}"}} 1"#, state.name()))
         };
-        status.set_waiting(Some("the registry is away".into()));
+        status.set_waiting(Wait::Peer, Some("the registry is away".into()));
         assert_eq!(status.state_and_why(), (State::Waiting, "the registry is away".into()));
         assert!(shown(State::Waiting) && !shown(State::Hydrating));
         status.set_state(State::CatchingUp, "the index follows the view");
         assert_eq!((status.state(), status.state_beneath()), (State::Waiting, State::CatchingUp));
-        status.set_waiting(None);
+        status.set_waiting(Wait::Peer, None);
         assert_eq!(status.state_and_why(), (State::CatchingUp, "the index follows the view".into()));
         assert!(shown(State::CatchingUp) && !shown(State::Waiting));
-        status.set_quarantine_waiting(Some("the bucket is away".into()));
-        status.set_waiting(None);
+        status.set_waiting(Wait::Quarantine, Some("the bucket is away".into()));
+        status.set_waiting(Wait::Index, Some("the disk has no room".into()));
+        status.set_waiting(Wait::Peer, None);
         assert_eq!(status.state_and_why(), (State::Waiting, "the bucket is away".into()), "each ends its own waiting");
-        status.set_index_waiting(Some("the disk has no room".into()));
-        status.set_quarantine_waiting(None);
+        status.set_waiting(Wait::Quarantine, None);
         assert_eq!(status.state_and_why(), (State::Waiting, "the disk has no room".into()));
-        status.set_connector_waiting(Some("the connector is silent".into()));
-        status.set_index_waiting(None);
-        assert_eq!(status.state_and_why(), (State::Waiting, "the connector is silent".into()));
-        status.set_connector_waiting(None);
+        status.set_waiting(Wait::Index, None);
         assert_eq!(status.state(), State::CatchingUp);
-        status.set_waiting(Some("the broker is away".into()));
+        status.set_waiting(Wait::Peer, Some("the broker is away".into()));
         status.set_state(State::Failed, "the disk is full");
         assert_eq!(status.state_and_why(), (State::Failed, "the disk is full".into()));
     }
 
     #[test]
+    fn raw_is_waited_for_once_it_holds_up_reading() {
+        let status = status();
+        status.set_state(State::Live, "caught up");
+        status.set_waiting(Wait::Raw, Some("the bucket is away".into()));
+        assert_eq!(status.state(), State::Live, "the index goes on");
+        assert_eq!(status.to_json()["raw"], Value::Null, "nothing of raw is known yet");
+        status.set_landed(&position(3));
+        assert_eq!(status.to_json()["raw"]["waiting"], "the bucket is away");
+        status.set_raw_is_full(true);
+        assert_eq!(status.state_and_why(), (State::Waiting, "the bucket is away".into()));
+        status.set_waiting(Wait::Raw, None);
+        assert_eq!(status.state(), State::Live, "a full queue alone is a bound at work");
+    }
+
+    #[test]
     fn lag_goes_with_the_commit_and_not_with_the_next_look() {
         let status = status();
-        assert!(!status.is_level(), "nothing was looked at");
         status.set_watermarks([(Partition::new("t", 0), Watermarks { low: Offset(10), high: Offset(30) })]);
         assert_eq!(status.lag_total(), 20);
         status.set_committed(Epoch(1), &position(28));
         assert_eq!(status.lag_total(), 2);
         assert!(status.metrics().render().unwrap().contains(r#"freshet_lag_events{partition="0",topic="t"} 2"#));
         status.set_committed(Epoch(2), &position(35));
-        assert!(status.is_level(), "more was read than there was at the last look");
+        assert_eq!(status.lag_total(), 0, "more was read than there was at the last look");
     }
 
     #[test]

@@ -294,7 +294,7 @@ async fn alive_is_not_ready() {
     assert_eq!(codes().await, (200, 503), "an index that is open may still be empty");
     api.status.set_state(State::Live, "caught up");
     assert_eq!(codes().await, (200, 200));
-    api.status.set_waiting(Some("the broker is away".into()));
+    api.status.set_waiting(Wait::Peer, Some("the broker is away".into()));
     assert_eq!(codes().await, (200, 200), "what the index holds is worth having");
     api.status.set_state(State::Failed, "the disk is full");
     assert_eq!(codes().await, (503, 503));

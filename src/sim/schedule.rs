@@ -30,6 +30,7 @@ use crate::source::Source;
 use crate::storage::Named;
 use crate::storage::faulty::Faulty;
 use crate::thread;
+use crate::time::Position;
 
 /// Most seams before the one that a process dies at, and how often the world turns in a life, at most.
 const FUSE_MAX: usize = 70;
@@ -253,6 +254,7 @@ impl Schedule {
         let found = searcher.clone();
         let opening = Box::new(move |searcher| *found.lock().expect("no holder of this lock panics") = Some(searcher));
         let Dataflow { config, plan, row_types } = self.dataflow.clone();
+        let begun = lock(&self.world).shop.end();
         let start =
             Engine::start(config, (plan, row_types), self.peers(), false, status.clone(), opening, Arc::new(|_| ()));
         let engine = match self.runtime.block_on(start) {
@@ -263,7 +265,8 @@ impl Schedule {
             Err(e) => return Err(e.to_string()),
         };
         self.lacks.set(false);
-        let ended = self.watch(life, &status, &searcher);
+        let is_new = searcher.lock().expect("no holder of this lock panics").is_none();
+        let ended = self.watch(life, &status, &searcher, (is_new, &begun));
         engine.tell_to_stop();
         engine.join();
         // A snapshot may be taken still.
@@ -281,11 +284,24 @@ impl Schedule {
         }
     }
 
-    /// Lets the world turn around a process, and looks at what it answers, until it is to end or has ended.
-    fn watch(&self, life: &Life, status: &Status, searcher: &Mutex<Option<IndexSearcher>>) -> Result<bool, String> {
+    /// Lets the world turn around a process, and looks at what it answers, until it is to end or has ended. One that is live, or whose index `is_new`
+    /// and ready, has all that the topics had when it had `begun`.
+    fn watch(
+        &self,
+        life: &Life,
+        status: &Status,
+        searcher: &Mutex<Option<IndexSearcher>>,
+        (is_new, begun): (bool, &Position),
+    ) -> Result<bool, String> {
         let over = || match status.state_and_why() {
             _ if lock(&self.world).is_dead() => Some(Ok(false)),
             (State::Failed, why) => Some(Err(why)),
+            (State::Live, _) if !status.position().covers(begun) => {
+                Some(Err(format!("it is live at {:?}, before {begun:?}", status.position())))
+            }
+            _ if is_new && status.is_ready() && !status.position().covers(begun) => {
+                Some(Err(format!("a new index is ready at {:?}, before {begun:?}", status.position())))
+            }
             _ => None,
         };
         for _ in 0..life.turns {

@@ -6,9 +6,9 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 
 use super::world::{Shared, lock};
-use crate::source::{Error, MessageBatch, Source, Watermarks};
+use crate::source::{Error, Look, MessageBatch, Source, Watermarks};
 use crate::thread;
-use crate::time::{Offset, Partition, Position};
+use crate::time::{Offset, Position};
 
 /// Most messages of a batch.
 const BATCH_MAX: usize = 6;
@@ -29,16 +29,22 @@ fn away() -> Error {
 }
 
 impl Source for Topics {
-    fn watermarks(&mut self) -> Result<Vec<(Partition, Watermarks)>, Error> {
+    fn look(&mut self) -> Result<Vec<Look>, Error> {
         let mut world = lock(&self.world);
         if world.fails() {
             return Err(away());
         }
         let marks = world.shop.topics.iter().map(|(partition, topic)| {
             let (low, high) = (Offset(topic.low), Offset(topic.end()));
-            (partition.clone(), Watermarks { low, high })
+            (partition.clone(), Ok(Watermarks { low, high }))
         });
-        Ok(marks.collect())
+        let mut looked: Vec<Look> = marks.collect();
+        // Its leader is away, and the others' are not.
+        if world.fails() {
+            let one = world.rng.random_range(0..looked.len());
+            looked[one].1 = Err(away());
+        }
+        Ok(looked)
     }
 
     /// The shop's connector sends no heartbeats.

@@ -1,11 +1,11 @@
 //! The real source: one consumer over all partitions of the topics, assigned by hand.
 //!
 //! The invariant: nothing is skipped. An offset that the broker no longer has is an error, never a jump; a broker that is away is waited
-//! for by librdkafka itself, and only said.
+//! for by librdkafka itself, and only said, in librdkafka's words.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rdkafka::client::ClientContext;
@@ -16,13 +16,15 @@ use rdkafka::message::Message as _;
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
-use super::{Error, MessageBatch, Source, Watermarks};
+use super::{Error, Look, MessageBatch, Source, Watermarks};
 use crate::config;
 use crate::time::{Offset, Partition, Position};
 
 /// Most messages and bytes of one batch.
 const BATCH_MAX_MESSAGES: usize = 4096;
 const BATCH_MAX_BYTES: usize = 2 << 20;
+/// Errors of connections that are polled at once.
+const HEARD_MAX: usize = 16;
 const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub struct KafkaSource {
@@ -36,6 +38,8 @@ pub struct KafkaSource {
     next: HashMap<(usize, i32), i64>,
     /// The last report after which polling has found nothing more.
     drained: u64,
+    /// What was said last of what may pass.
+    said: String,
 }
 
 /// What librdkafka reports of itself.
@@ -46,9 +50,26 @@ struct Reported {
     ends: Mutex<Vec<(String, i32, i64)>>,
     /// How many reports were polled.
     reports: AtomicU64,
+    /// Why a connection failed last, until a broker answers.
+    trouble: Mutex<Option<String>>,
+}
+
+impl Reported {
+    fn trouble(&self) -> MutexGuard<'_, Option<String>> {
+        self.trouble.lock().expect("no holder of this lock panics")
+    }
 }
 
 impl ClientContext for Reported {
+    /// Of what polling meets, before it gives the error's code alone.
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "librdkafka");
+        // That no connection is left says less than why the last one broke.
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
+            *self.trouble() = Some(reason.into());
+        }
+    }
+
     fn stats(&self, statistics: Statistics) {
         let partitions =
             || statistics.topics.values().flat_map(|topic| topic.partitions.values().map(|p| (&topic.topic, p)));
@@ -122,6 +143,23 @@ pub fn problems(config: &config::Kafka) -> Vec<config::Problem> {
 
 impl ConsumerContext for Reported {}
 
+/// Whether it says that nobody has answered, and not what. A broker that goes down breaks handshakes too, so even that credentials are refused may pass.
+fn is_silence(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            Code::AllBrokersDown
+                | Code::BrokerTransportFailure
+                | Code::OperationTimedOut
+                | Code::Resolve
+                | Code::SSL
+                | Code::Authentication
+                | Code::SaslAuthenticationFailed
+        )
+    )
+}
+
 fn consumer(client: &ClientConfig, brokers: &str) -> Result<BaseConsumer<Reported>, Error> {
     let made = client.create_with_context(Reported::default());
     made.map_err(|e: KafkaError| Error::Fatal { brokers: brokers.into(), reason: e.to_string() })
@@ -133,8 +171,8 @@ impl KafkaSource {
         client.set("bootstrap.servers", &config.bootstrap_servers);
         let brokers = config.bootstrap_servers.clone();
         let consumer = consumer(&client, &brokers)?;
-        let (ready, next, drained) = Default::default();
-        Ok(KafkaSource { client, consumer, brokers, topics: topics.to_vec(), ready, next, drained })
+        let (ready, next, drained, said) = Default::default();
+        Ok(KafkaSource { client, consumer, brokers, topics: topics.to_vec(), ready, next, drained, said })
     }
 
     fn error(&self, error: &KafkaError) -> Error {
@@ -142,41 +180,87 @@ impl KafkaSource {
         let (brokers, reason) = (self.brokers.clone(), error.to_string());
         match error.rdkafka_error_code() {
             Some(
-                Code::Authentication
-                | Code::TopicAuthorizationFailed
+                Code::TopicAuthorizationFailed
                 | Code::ClusterAuthorizationFailed
-                | Code::SaslAuthenticationFailed
                 // librdkafka goes on behind a message that is damaged, which would be lost.
                 | Code::BadMessage
                 | Code::Fatal,
             ) => Error::Fatal { brokers, reason },
+            _ if is_silence(error) => {
+                let trouble = self.consumer.context().trouble().clone();
+                Error::Unavailable { brokers, reason: trouble.unwrap_or(reason) }
+            }
             _ => Error::Unavailable { brokers, reason },
         }
     }
 
-    fn partitions(&self) -> Result<Vec<(usize, i32)>, Error> {
-        let mut partitions = Vec::new();
-        for (index, topic) in self.topics.iter().enumerate() {
-            let numbers = self.numbers(topic)?;
-            if numbers.is_empty() {
-                return Err(Error::NoTopic { brokers: self.brokers.clone(), topic: topic.to_string() });
+    /// The partitions of a topic, each with the broker that leads it, if one does; none when it does not exist.
+    fn partitions(&self, topic: &str) -> Result<Vec<(i32, Option<i32>)>, Error> {
+        use RDKafkaErrorCode as Code;
+        let metadata = self.consumer.fetch_metadata(Some(topic), METADATA_TIMEOUT).map_err(|e| {
+            self.hear();
+            self.error(&e)
+        })?;
+        *self.consumer.context().trouble() = None;
+        let Some(found) = metadata.topics().iter().find(|t| t.name() == topic) else { return Ok(vec![]) };
+        match found.error().map(Code::from) {
+            None => {}
+            Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => return Ok(vec![]),
+            Some(code) => {
+                return Err(match self.error(&KafkaError::MetadataFetch(code)) {
+                    Error::Fatal { brokers, reason } => Error::Fatal { brokers, reason: format!("{topic}: {reason}") },
+                    error => error,
+                });
             }
-            partitions.extend(numbers.into_iter().map(|n| (index, n)));
         }
-        Ok(partitions)
+        let led = |leader: i32| (leader >= 0).then_some(leader);
+        Ok(found.partitions().iter().map(|p| (p.id(), led(p.leader()))).collect())
     }
 
-    /// The partitions of a topic; none when it does not exist.
-    fn numbers(&self, topic: &str) -> Result<Vec<i32>, Error> {
-        let metadata = self.consumer.fetch_metadata(Some(topic), METADATA_TIMEOUT).map_err(|e| self.error(&e))?;
-        let found = metadata.topics().iter().find(|t| t.name() == topic);
-        Ok(found.map(|t| t.partitions().iter().map(|p| p.id()).collect()).unwrap_or_default())
+    /// What librdkafka has to say of its connections comes by polling alone. Before anything is read there is nothing else to be polled.
+    fn hear(&self) {
+        if self.next.is_empty() {
+            for _ in 0..HEARD_MAX {
+                let _ = self.consumer.poll(Duration::ZERO);
+            }
+        }
     }
 
-    fn bounds(&self, topic: &str, number: i32) -> Result<Watermarks, Error> {
-        let (low, high) =
-            self.consumer.fetch_watermarks(topic, number, METADATA_TIMEOUT).map_err(|e| self.error(&e))?;
+    fn bounds(&self, topic: &str, number: i32) -> Result<Watermarks, KafkaError> {
+        let (low, high) = self.consumer.fetch_watermarks(topic, number, METADATA_TIMEOUT)?;
         Ok(Watermarks { low: Offset(low.max(0)), high: Offset(high.max(0)) })
+    }
+
+    /// The partitions of a topic as they are now. `silent` are brokers that have not answered, with the reason: they are not asked once more for
+    /// each partition, which costs a time-out every time.
+    fn look_at(&self, topic: &Arc<str>, silent: &mut HashMap<i32, String>) -> Result<Vec<Look>, Error> {
+        let mut looked = Vec::new();
+        for (number, leader) in self.partitions(topic)? {
+            let partition = Partition::new(topic.clone(), number);
+            let away = |reason: &str| Error::Unavailable {
+                brokers: self.brokers.clone(),
+                reason: format!("{partition}: {reason}"),
+            };
+            let marks = match leader.map(|leader| (leader, silent.get(&leader))) {
+                None => Err(away("no broker leads it")),
+                Some((_, Some(reason))) => Err(away(reason)),
+                Some((leader, None)) => match self.bounds(topic, number) {
+                    Ok(marks) => Ok(marks),
+                    Err(e) => match self.error(&e) {
+                        Error::Unavailable { reason, .. } => {
+                            let away = away(&reason);
+                            if is_silence(&e) {
+                                silent.insert(leader, reason);
+                            }
+                            Err(away)
+                        }
+                        lasting => return Err(lasting),
+                    },
+                },
+            };
+            looked.push((partition, marks));
+        }
+        Ok(looked)
     }
 
     fn reports(&self) -> u64 {
@@ -208,34 +292,34 @@ impl KafkaSource {
 }
 
 impl Source for KafkaSource {
-    fn watermarks(&mut self) -> Result<Vec<(Partition, Watermarks)>, Error> {
-        let partitions = self.partitions()?;
-        partitions
-            .into_iter()
-            .map(|(topic, number)| {
-                let topic = self.topics[topic].clone();
-                Ok((Partition::new(topic.clone(), number), self.bounds(&topic, number)?))
-            })
-            .collect()
+    fn look(&mut self) -> Result<Vec<Look>, Error> {
+        let (mut looked, mut silent) = (Vec::new(), HashMap::new());
+        for topic in &self.topics {
+            let partitions = self.look_at(topic, &mut silent)?;
+            if partitions.is_empty() {
+                return Err(Error::NoTopic { brokers: self.brokers.clone(), topic: topic.to_string() });
+            }
+            looked.extend(partitions);
+        }
+        Ok(looked)
     }
 
     fn written(&mut self, topic: &str) -> Result<i64, Error> {
-        self.numbers(topic)?.into_iter().map(|number| Ok(self.bounds(topic, number)?.high.0)).sum()
+        self.look_at(&topic.into(), &mut HashMap::new())?.into_iter().map(|(_, marks)| Ok(marks?.high.0)).sum()
     }
 
     fn seek(&mut self, position: &Position) -> Result<(), Error> {
         let mut list = TopicPartitionList::new();
         let mut next = HashMap::new();
-        for (topic, number) in self.partitions()? {
-            let name = self.topics[topic].clone();
-            let partition = Partition::new(name.clone(), number);
-            let bounds = self.bounds(&name, number)?;
-            let start = position.get(&partition).unwrap_or(bounds.low);
-            if start < bounds.low || start > bounds.high {
-                return Err(Error::OutOfRange { partition, wanted: start.0, low: bounds.low.0, high: bounds.high.0 });
+        for (partition, Watermarks { low, high }) in self.watermarks()? {
+            let start = position.get(&partition).unwrap_or(low);
+            if start < low || start > high {
+                return Err(Error::OutOfRange { partition, wanted: start.0, low: low.0, high: high.0 });
             }
-            list.add_partition_offset(&name, number, KafkaOffset::Offset(start.0)).map_err(|e| self.error(&e))?;
-            next.insert((topic, number), start.0);
+            let Partition { topic, number } = &partition;
+            list.add_partition_offset(topic, *number, KafkaOffset::Offset(start.0)).map_err(|e| self.error(&e))?;
+            let index = self.topics.iter().position(|t| t == topic).expect("a partition is one of these topics");
+            next.insert((index, *number), start.0);
         }
         // Of another consumer than before, so that what is reported of ends is about this assignment.
         let consumer = consumer(&self.client, &self.brokers)?;
@@ -303,14 +387,25 @@ impl KafkaSource {
         batch.messages.len() >= BATCH_MAX_MESSAGES || batch.bytes.len() >= BATCH_MAX_BYTES
     }
 
-    fn polled_error(&self, error: &KafkaError) -> Option<Error> {
+    /// What polling has met with, if it is worth a word: that the broker is away, or what ends reading.
+    fn polled_error(&mut self, error: &KafkaError) -> Option<Error> {
         use RDKafkaErrorCode as Code;
-        match error.rdkafka_error_code() {
+        let worth = match error.rdkafka_error_code() {
             // One connection that broke is made anew; only when none is left is it worth a word.
-            Some(Code::BrokerTransportFailure | Code::Resolve) => None,
-            Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => Some(self.out_of_range(error)),
-            _ => Some(self.error(error)),
+            Some(Code::BrokerTransportFailure | Code::Resolve | Code::SSL | Code::Authentication) => return None,
+            Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => self.out_of_range(error),
+            _ => self.error(error),
+        };
+        if !worth.is_passing() || is_silence(error) {
+            return Some(worth);
         }
+        // Of a partition, as a rule: librdkafka asks for it again and again, and says this each time.
+        let said = worth.to_string();
+        if self.said != said {
+            tracing::warn!(reason = said, "reading meets with what may pass");
+            self.said = said;
+        }
+        None
     }
 
     /// Finds the partition whose next offset the broker does not have.
@@ -318,7 +413,8 @@ impl KafkaSource {
         let found = || -> Result<Option<Error>, Error> {
             for element in self.consumer.position().map_err(|e| self.error(&e))?.elements() {
                 let KafkaOffset::Offset(wanted) = element.offset() else { continue };
-                let Watermarks { low, high } = self.bounds(element.topic(), element.partition())?;
+                let bounds = self.bounds(element.topic(), element.partition());
+                let Watermarks { low, high } = bounds.map_err(|e| self.error(&e))?;
                 if wanted < low.0 || wanted > high.0 {
                     let partition = Partition::new(element.topic(), element.partition());
                     return Ok(Some(Error::OutOfRange { partition, wanted, low: low.0, high: high.0 }));

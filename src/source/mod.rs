@@ -77,10 +77,18 @@ pub struct Watermarks {
     pub high: Offset,
 }
 
+/// A partition as it is now, or why that cannot be told.
+pub type Look = (Partition, Result<Watermarks, Error>);
+
 /// Where messages come from. Used by one thread.
 pub trait Source: Send {
+    /// All partitions of the topics, as of now. One that is away hides no other: its error is a passing one.
+    fn look(&mut self) -> Result<Vec<Look>, Error>;
+
     /// All partitions of the topics with their watermarks, as of now.
-    fn watermarks(&mut self) -> Result<Vec<(Partition, Watermarks)>, Error>;
+    fn watermarks(&mut self) -> Result<Vec<(Partition, Watermarks)>, Error> {
+        self.look()?.into_iter().map(|(partition, marks)| Ok((partition, marks?))).collect()
+    }
 
     /// How many messages a topic has ever had; 0 when there is none of this name.
     fn written(&mut self, topic: &str) -> Result<i64, Error>;
@@ -90,7 +98,8 @@ pub trait Source: Send {
 
     /// The next messages of any partition, or where a partition ends when nothing but transaction markers lies before it: waits up to
     /// `timeout`, then answers `None`.
-    /// A peer that is away is [`Error::Unavailable`]; the same call may be made again.
+    /// A peer that is away is [`Error::Unavailable`], which may be said once or more often than it is so: [`Source::look`] tells. Has to be
+    /// called meanwhile.
     fn poll(&mut self, timeout: Duration) -> Result<Option<MessageBatch>, Error>;
 
     /// Bytes that were fetched and not polled yet.
@@ -110,7 +119,7 @@ pub enum Error {
     /// The next offset to be read is no longer, or not yet, in the partition.
     #[error("{partition} no longer holds offset {wanted}: it keeps {low} to {high}")]
     OutOfRange { partition: Partition, wanted: i64, low: i64, high: i64 },
-    /// Will not heal by waiting: credentials, authorisation, a setting that librdkafka refuses.
+    /// Will not heal by waiting: a missing permission, a damaged message, a setting that librdkafka refuses.
     #[error("kafka at {brokers}: {reason}")]
     Fatal { brokers: String, reason: String },
 }

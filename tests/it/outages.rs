@@ -1,8 +1,11 @@
 //! Peers that are away for a while: the service waits and says so, loses nothing and sets nothing aside.
 
+use std::time::{Duration, Instant};
+
+use freshet::source::embedded::Broker;
 use serde_json::{Value, json};
 
-use super::connector::{TOPIC, Writer, envelope, event, key_schema};
+use super::connector::{PARTITIONS, TOPIC, Writer, envelope, event, key_schema};
 use super::running::{Items, Running, item_fields, items, row, until};
 
 fn writer(case: &Items, extra: &str) -> Writer {
@@ -16,13 +19,22 @@ fn put(case: &mut Items, writer: &Writer, id: i64, name: &str) {
     case.connector.send(id, Some(value));
 }
 
-/// Until it waits, for a reason that names the peer.
+/// How long a peer that is away has to be said to be, without a break.
+const WATCHED: Duration = Duration::from_secs(2);
+
+/// Until it waits, for a reason that names the peer; and then it goes on saying so.
 async fn waits_for(running: &Running, peer: &str) {
     until(&format!("waiting for {peer}"), async || {
         let (state, why) = running.state().await;
         state == "waiting" && why.contains(peer)
     })
     .await;
+    let begun = Instant::now();
+    while begun.elapsed() < WATCHED {
+        let (state, why) = running.state().await;
+        assert!(state == "waiting" && why.contains(peer), "{state} after {:?}: {why}", begun.elapsed());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     let metrics = running.service().status().metrics().render().unwrap();
     assert!(metrics.contains(r#"freshet_state_info{state="waiting"} 1"#), "{metrics}");
 }
@@ -88,6 +100,34 @@ async fn peers_that_are_away_are_waited_for() {
         (5, "a davit", None, 5),
     ]);
     assert_eq!(running.items().await, all);
+    nothing_was_set_aside(&running).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_away_holds_up_no_partition_of_another() {
+    let broker = Broker::start_with_second(TOPIC, PARTITIONS, 1).unwrap();
+    let mut case = Items::at(broker, "debezium").await;
+    let first = writer(&case, "first");
+    (1..=2).for_each(|id| put(&mut case, &first, id, "an anchor"));
+    case.connector.flush();
+    let running = case.start().await;
+    running.reflects(&case.connector).await;
+    until("live", async || running.state().await.0 == "live").await;
+
+    case.broker.set_second_down(true).unwrap();
+    waits_for(&running, &format!("{TOPIC}/1")).await;
+    put(&mut case, &first, 4, "a buoy");
+    until("the partition of the first", async || running.get("/v1/items/4").await.0 == 200).await;
+    let (state, why) = running.state().await;
+    assert!(state == "waiting" && !why.contains(&format!("{TOPIC}/0")), "{state}: {why}");
+    let before = running.status().await["lag"][TOPIC].clone();
+    assert_eq!(before, json!({"0": 0, "1": 0}), "what was known of it is still told");
+
+    case.broker.set_second_down(false).unwrap();
+    put(&mut case, &first, 3, "a capstan");
+    running.reflects(&case.connector).await;
+    until("live", async || running.state().await.0 == "live").await;
     nothing_was_set_aside(&running).await;
     running.stop().await;
 }

@@ -41,7 +41,10 @@ pub struct Items {
 
 impl Items {
     pub async fn new(envelope: &'static str) -> Items {
-        let broker = Broker::start(&[(TOPIC, PARTITIONS)]).unwrap();
+        Items::at(Broker::start(&[(TOPIC, PARTITIONS)]).unwrap(), envelope).await
+    }
+
+    pub async fn at(broker: Broker, envelope: &'static str) -> Items {
         let registry = Registry::start().await.unwrap();
         let connector = Connector::new(&broker, &registry);
         let source = Of { topic: TOPIC.into(), format: "avro", envelope, key: vec!["id"], contract: item_contract() };

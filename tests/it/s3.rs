@@ -8,7 +8,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use serde_json::{Value, json};
 
 use super::between::{Between, Way};
-use super::connector::{Writer, envelope, event};
+use super::connector::{TOPIC, Writer, envelope, event};
 use super::running::{Items, Running, item_fields, items, row, until};
 
 /// A dataflow whose tables lie in the bucket, under a prefix of its own.
@@ -173,6 +173,50 @@ async fn a_store_that_is_away_is_waited_for() {
     away(&mut case, "items.quarantine").await;
     let status = running.status().await;
     assert_eq!((&status["quarantine"]["open"], &status["index"]["rows"]), (&json!(1), &json!(15)), "{status}");
+    running.stop().await;
+    whole(&case).await;
+}
+
+/// Raw alone is on the store, and its queue is short: what is read waits in it, until reading has to wait too.
+#[tokio::test(flavor = "multi_thread")]
+async fn raw_that_is_away_holds_up_reading_once_its_queue_is_full() {
+    let mut case = Case::new().await;
+    let mut config = case.items.config();
+    config.index.uri = case.items.folder.path().join("data/index").to_str().unwrap().into();
+    config.index.options.clear();
+    let raw = config.raw.as_mut().unwrap();
+    (raw.queue_max_bytes, raw.commit_max_bytes) = (4096, 1024);
+    let running = Running::start_with_stand_in(config).await;
+    (1..=10).for_each(|id| case.put(id, "a thing"));
+    running.reflects(&case.items.connector).await;
+    live(&running).await;
+
+    case.between.set(Way::Refusing);
+    case.put(1, "a thing that the index has and raw has not");
+    running.reflects(&case.items.connector).await;
+    until("raw, which waits alone", async || !running.status().await["raw"]["waiting"].is_null()).await;
+    assert_eq!(running.state().await.0, "live", "searches are as fresh as before");
+    (1..=200).for_each(|id| case.put(id, "another thing"));
+    case.items.connector.flush();
+    until("waiting for raw", async || {
+        let (state, why) = running.state().await;
+        state == "waiting" && why.contains("shop__item")
+    })
+    .await;
+    // What comes while reading stands still is seen all the same.
+    (1..=50).for_each(|id| case.put(id, "a third thing"));
+    case.items.connector.flush();
+    let sent: i64 = case.items.connector.end().iter().map(|(_, next)| next).sum();
+    until("the lag", async || {
+        let status = running.status().await;
+        let done: i64 = status["position"][TOPIC].as_object().unwrap().values().map(|n| n.as_i64().unwrap()).sum();
+        assert_eq!(status["state"], "waiting", "{status}");
+        status["lag_total"].as_i64().unwrap() == sent - done
+    })
+    .await;
+    case.between.set(Way::Well);
+    running.reflects(&case.items.connector).await;
+    live(&running).await;
     running.stop().await;
     whole(&case).await;
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde_json::{Map, Value, json};
 
 use super::building::Building;
-use super::{State, Status};
+use super::{State, Status, Wait};
 use crate::decode::Rule;
 use crate::serve::freshness::WINDOW;
 use crate::serve::metrics::EventOp;
@@ -42,7 +42,7 @@ impl Status {
                 "landed": landed,
                 "rows": m.raw_landed_rows.get(),
                 "commits": m.raw_commits.get(),
-                "waiting": now.raw_waiting,
+                "waiting": now.waiting.get(&Wait::Raw),
             })),
             "view": {"rows": m.view_rows.get(), "changes": m.view_changes.get(), "epochs": m.epochs.get()},
             "tests": now.tests.iter().map(|(t, failing)| json!({

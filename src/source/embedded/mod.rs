@@ -30,6 +30,16 @@ impl Broker {
         Ok(Broker { cluster })
     }
 
+    /// The same with a second broker beside it, which leads one partition of the topic.
+    pub fn start_with_second(topic: &str, partitions: i32, led: i32) -> Result<Broker, KafkaError> {
+        let cluster = MockCluster::new(2)?;
+        cluster.create_topic(topic, partitions, 1)?;
+        for partition in 0..partitions {
+            cluster.partition_leader(topic, partition, Some(if partition == led { 2 } else { 1 }))?;
+        }
+        Ok(Broker { cluster })
+    }
+
     pub fn bootstrap_servers(&self) -> String {
         self.cluster.bootstrap_servers()
     }
@@ -37,6 +47,11 @@ impl Broker {
     /// Takes the broker away, or brings it back with all that it holds.
     pub fn set_down(&self, down: bool) -> Result<(), KafkaError> {
         if down { self.cluster.broker_down(1) } else { self.cluster.broker_up(1) }
+    }
+
+    /// The same of the second.
+    pub fn set_second_down(&self, down: bool) -> Result<(), KafkaError> {
+        if down { self.cluster.broker_down(2) } else { self.cluster.broker_up(2) }
     }
 }
 
@@ -174,6 +189,40 @@ mod tests {
         broker.set_down(false).unwrap();
         producer.send("t", 0, None, Some(b"b")).unwrap();
         assert_eq!(read(&mut source, 1), [(0, 1, Some(b"b".to_vec()))]);
+    }
+
+    #[test]
+    fn a_broker_that_is_away_is_told_of_in_words_until_it_answers() {
+        let broker = Broker::start(&[("t", 1)]).unwrap();
+        let mut source = source(&broker);
+        source.seek(&Position::default()).unwrap();
+        broker.set_down(true).unwrap();
+        let started = Instant::now();
+        let mut is_polled = false;
+        // Polling says at once that it is away; why, librdkafka finds out when it connects again.
+        loop {
+            assert!(started.elapsed() < Duration::from_secs(60), "polling said {is_polled}, and a look not why");
+            is_polled |= matches!(source.poll(Duration::from_millis(20)), Err(Error::Unavailable { .. }));
+            let Err(Error::Unavailable { reason, .. }) = source.look() else { panic!("a broker that is down answers") };
+            if is_polled && reason.contains(&broker.bootstrap_servers()) {
+                break;
+            }
+        }
+        broker.set_down(false).unwrap();
+        while source.look().is_err() {
+            assert!(started.elapsed() < Duration::from_secs(90), "it is not found again");
+        }
+    }
+
+    #[test]
+    fn a_partition_without_a_leader_is_told_of_beside_the_others() {
+        let broker = Broker::start(&[("t", 3)]).unwrap();
+        broker.cluster.partition_leader("t", 1, None).unwrap();
+        let looked = source(&broker).look().unwrap();
+        let are_there: Vec<_> = looked.iter().map(|(partition, marks)| (partition.number, marks.is_ok())).collect();
+        assert_eq!(are_there, [(0, true), (1, false), (2, true)]);
+        assert!(matches!(&looked[1].1, Err(Error::Unavailable { reason, .. }) if reason == "t/1: no broker leads it"));
+        assert!(source(&broker).watermarks().is_err(), "a start needs all of them");
     }
 
     #[test]
