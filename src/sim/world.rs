@@ -167,7 +167,9 @@ impl World {
             if !path.as_ref().ends_with(".parquet") || self.dead || !self.fails() {
                 return Fate::Works;
             }
-            self.note(format!("    cannot read {path}"));
+            // Its name is drawn by who wrote it, and not from the seed.
+            let folder = path.as_ref().rsplit_once('/').map_or("", |(folder, _)| folder);
+            self.note(format!("    cannot read a file of {folder}"));
             return Fate::Fails;
         }
         let seam = seam(call);
