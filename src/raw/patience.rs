@@ -7,9 +7,8 @@ use crate::thread;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
-/// Tries of one piece of work once the thread is to end; there is no other after one that took so long.
+/// Tries of one piece of work once the thread is to end.
 const LAST_TRIES: usize = 3;
-const LAST_TRY_MAX: Duration = Duration::from_secs(1);
 
 /// Tries until it works, or fails for good, or `is_closed` and a few more tries have not helped. `waiting` hears why it has to wait, and `None`
 /// when it goes on; `what` is the work in the log, where that is said once.
@@ -21,7 +20,6 @@ pub(super) fn retry<T>(
 ) -> Result<T, Error> {
     let (mut backoff, mut waited, mut last_tries) = (BACKOFF_MIN, false, 0);
     loop {
-        let tried = thread::now();
         let error = match work() {
             Ok(done) => {
                 if waited {
@@ -32,9 +30,7 @@ pub(super) fn retry<T>(
             }
             Err(e) => e,
         };
-        if is_closed() {
-            last_tries += if thread::elapsed(tried) > LAST_TRY_MAX { LAST_TRIES } else { 1 };
-        }
+        last_tries += usize::from(is_closed());
         if !error.is_passing() || last_tries >= LAST_TRIES {
             return Err(error);
         }
