@@ -445,7 +445,7 @@ class Scenario:
         return self.events("create", "update", "delete") - int(made)
 
     def step_11_broker_killed(self):
-        self.under_load("kafka", ["waiting for a peer", f"{HOST}:{PORTS['kafka']}"], ["the peer answers again"])
+        self.under_load("kafka", ["waiting for the broker", f"{HOST}:{PORTS['kafka']}"], ["the broker answers again"])
 
     def step_12_database_killed(self):
         self.under_load("postgres", *self.silence)
