@@ -277,8 +277,14 @@ impl Schedule {
         let world = lock(&self.world);
         match status.state_and_why() {
             _ if world.is_dead() => Ok(false),
-            // Once it is to stop it does not wait for storage for good; what it could not land the topics still have.
-            (State::Failed, why) if life.troubles > 0.0 && ended == Ok(false) && why.contains("faulty") => Ok(false),
+            // Once it is to stop it does not wait for storage or registry for good; what it could not land the topics still have.
+            (State::Failed, why)
+                if life.troubles > 0.0
+                    && ended == Ok(false)
+                    && (why.contains("faulty") || why.contains("it is away")) =>
+            {
+                Ok(false)
+            }
             (State::Failed, why) => Err(why),
             _ => ended,
         }
