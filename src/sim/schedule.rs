@@ -281,7 +281,7 @@ impl Schedule {
             (State::Failed, why)
                 if life.troubles > 0.0
                     && ended == Ok(false)
-                    && (why.contains("faulty") || why.contains("it is away")) =>
+                    && (why.contains("faulty") || why.contains("the schema registry")) =>
             {
                 Ok(false)
             }
