@@ -414,10 +414,8 @@ fn source(s: &mut Section<'_>) -> Source {
     let mut contract = String::new();
     if !contract_path.as_os_str().is_empty() {
         match text_of(&contract_path) {
-            Ok(text) => {
-                check_contract(s, &contract_path, &text, &key);
-                contract = text;
-            }
+            Ok(text) if is_contract(s, &contract_path, &text, &key) => contract = text,
+            Ok(_) => {}
             Err(e) => s.problem("contract", format!("{} cannot be read: {e}", contract_path.display())),
         }
     }
@@ -438,7 +436,8 @@ fn source(s: &mut Section<'_>) -> Source {
     }
 }
 
-fn check_contract(s: &Section<'_>, path: &Path, text: &str, key: &[String]) {
+/// Whether a text is a contract, whatever is wrong with its columns.
+fn is_contract(s: &Section<'_>, path: &Path, text: &str, key: &[String]) -> bool {
     match apache_avro::Schema::parse_str(text) {
         Ok(apache_avro::Schema::Record(record)) => {
             for column in key.iter().filter(|k| !record.fields.iter().any(|f| f.name == **k)) {
@@ -455,8 +454,10 @@ fn check_contract(s: &Section<'_>, path: &Path, text: &str, key: &[String]) {
                     );
                 }
             }
+            return true;
         }
         Ok(_) => s.problem("contract", format!("{} is not a record", path.display())),
         Err(e) => s.problem("contract", format!("{} is no Avro schema: {e}", path.display())),
     }
+    false
 }

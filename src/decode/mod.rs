@@ -25,7 +25,7 @@ use std::sync::Arc;
 pub use decoder::Decoder;
 pub(crate) use decoder::schema_and_payload;
 pub use registry::{Error, FixedSchemas, RegistryClient, SchemaStore};
-pub use row::{ContractError, RowType};
+pub use row::{ContractError, ContractErrors, RowType};
 pub(crate) use taken::{Taken, TakenEvent, TakenValue, WriterSchema};
 
 use crate::time::{Coordinates, Offset, Partition};

@@ -20,6 +20,11 @@ use crate::config;
 #[error("{0}")]
 pub struct ContractError(pub(super) String);
 
+/// All that is wrong with a contract.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+pub struct ContractErrors(pub Vec<ContractError>);
+
 /// The columns of a source's rows.
 pub struct RowType {
     pub(super) columns: Vec<ContractColumn>,
@@ -41,37 +46,42 @@ pub(super) struct ContractColumn {
 }
 
 impl RowType {
-    pub fn from_contract(source: &config::Source) -> Result<RowType, ContractError> {
-        let fail = |text: String| ContractError(format!("{}: {text}", source.contract_path.display()));
+    pub fn from_contract(source: &config::Source) -> Result<RowType, ContractErrors> {
+        let error = |text: String| ContractError(format!("{}: {text}", source.contract_path.display()));
+        let fail = |text: String| ContractErrors(vec![error(text)]);
         let contract = Schema::from_avro(&source.contract).map_err(|e| fail(e.to_string()))?;
         let Some(record) = contract.record(contract.root) else {
             return Err(fail("the contract is not a record".into()));
         };
-        let mut columns = Vec::with_capacity(record.fields.len());
-        for field in &record.fields {
-            let in_column = |text: String| fail(format!("column {}: {text}", field.name));
-            let (nullable, node) = contract.optional(field.node);
-            let ty = Type::of(&contract, node, None).map_err(in_column)?;
-            let default = match &field.default {
-                None if nullable => Some(Cell::Null),
-                None => None,
-                Some(value) => Some(default_cell(&contract, field.node, value, &ty).map_err(in_column)?),
-            };
-            columns.push(ContractColumn { name: field.name.clone(), ty, nullable, default });
-        }
-        if columns.is_empty() || columns.len() > usize::from(u16::MAX) {
+        if record.fields.is_empty() || record.fields.len() > usize::from(u16::MAX) {
             return Err(fail(format!("a contract has 1 to {} columns", u16::MAX)));
         }
-        let key_columns = source
-            .key
-            .iter()
-            .map(|key| {
-                columns
-                    .iter()
-                    .position(|c| *c.name == **key)
-                    .ok_or_else(|| fail(format!("no column {key} for the key")))
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+        let (mut columns, mut errors) = (Vec::with_capacity(record.fields.len()), Vec::new());
+        for field in &record.fields {
+            let (nullable, node) = contract.optional(field.node);
+            let column = Type::of(&contract, node, None).and_then(|ty| {
+                let default = match &field.default {
+                    None if nullable => Some(Cell::Null),
+                    None => None,
+                    Some(value) => Some(default_cell(&contract, field.node, value, &ty)?),
+                };
+                Ok(ContractColumn { name: field.name.clone(), ty, nullable, default })
+            });
+            match column {
+                Ok(column) => columns.push(column),
+                Err(text) => errors.push(error(format!("column {}: {text}", field.name))),
+            }
+        }
+        let mut key_columns = Vec::with_capacity(source.key.len());
+        for key in &source.key {
+            match record.fields.iter().position(|field| *field.name == **key) {
+                Some(column) => key_columns.push(column),
+                None => errors.push(error(format!("no column {key} for the key"))),
+            }
+        }
+        if !errors.is_empty() {
+            return Err(ContractErrors(errors));
+        }
         // A value that the database did not send is null where no former row has it, whatever the contract says.
         let may_be_null = |n: usize| columns[n].nullable || !key_columns.contains(&n);
         let field = |(n, c): (usize, &ContractColumn)| Field::new(&*c.name, c.ty.arrow.clone(), may_be_null(n));

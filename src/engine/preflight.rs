@@ -13,7 +13,7 @@ use futures::future::BoxFuture;
 
 use crate::config::{self, Config, DataTest, Errors, Problem, Severity, TestKind};
 use crate::dataflow::{Mistake, Plan, PlanError, Project, Table};
-use crate::decode::{self, RegistryClient, RowType, SchemaStore};
+use crate::decode::{self, ContractError, ContractErrors, RegistryClient, RowType, SchemaStore};
 use crate::source::Source;
 use crate::source::kafka::{self, KafkaSource};
 use crate::{embed, index};
@@ -31,21 +31,26 @@ pub fn check(folder: &Path) -> BoxFuture<'_, Result<Checked, Errors>> {
 
 async fn examine(folder: &Path) -> Result<Checked, Errors> {
     let config::Draft { config, mut problems, absent } = config::draft(folder);
-    let told: Vec<String> = problems.iter().map(|p| p.key.clone()).collect();
-    let is_told = |section: &str| told.iter().any(|key| key.starts_with(section));
+    let told: BTreeSet<String> = problems.iter().map(|p| p.key.clone()).collect();
     // Without a readable dataflow.toml the sections are made up.
-    if !is_told("dataflow.toml") {
-        problems.extend(of_sections(&config).into_iter().filter(|p| !is_told(&p.key)));
+    let is_readable = !told.iter().any(|key| key.starts_with("dataflow.toml"));
+    if is_readable {
+        let is_forbidden = |option: &str| config::FORBIDDEN.iter().any(|(name, _)| *name == option);
+        let mut options = told.iter().filter_map(|key| key.strip_prefix("kafka.options."));
+        // What options are together is not known where the value of one is not: what may not be one hides nothing of it.
+        let is_unset = options.any(|option| !is_forbidden(option));
+        let is_new = |p: &Problem| !told.contains(&p.key) && !(is_unset && p.key == "kafka.options");
+        problems.extend(of_sections(&config).into_iter().filter(is_new));
     }
     let planned = planned(&config, absent);
     if let Some(view) = &planned.view_schema {
         problems.extend(index::refused_columns(view).await);
     }
-    // Not once more by what is missing or wrong in dataflow.toml.
-    let is_new = |p: &Problem| match p.key.split_once("].") {
-        Some((source, "contract")) => !is_told(&format!("{source}].")),
-        // Without a readable dataflow.toml nobody knows what was asked for.
-        _ => !p.key.starts_with("index.") || !(is_told(&p.key) || is_told("dataflow.toml")),
+    // Not once more by what is missing or wrong in dataflow.toml, and not by what nobody knows without it.
+    let is_new = |p: &Problem| match p.key.split(['.', '[']).next() {
+        Some("index") => is_readable && !told.contains(&p.key),
+        Some("source") if p.key.ends_with(".key") => !told.contains(&p.key),
+        _ => true,
     };
     problems.extend(planned.problems.into_iter().filter(is_new));
     match (Errors::of(folder, problems), planned.plan) {
@@ -89,18 +94,24 @@ fn planned(config: &Config, mut absent: BTreeSet<String>) -> Planned {
             table: source.table.clone(),
             columns: columns.clone(),
         };
-        match RowType::from_contract(source) {
-            Ok(row_type) => {
-                tables.push(table(row_type.schema()));
-                row_types.push(Arc::new(row_type));
-            }
-            Err(e) => {
-                planned.problems.push(Problem { key: format!("source[{n}].contract"), reason: e.to_string() });
-                // A key that is wrong leaves the columns as they are.
-                match RowType::from_contract(&config::Source { key: vec![], ..source.clone() }) {
-                    Ok(keyless) => tables.push(table(keyless.schema())),
-                    Err(_) => drop(absent.insert(format!("{}__{}", source.schema, source.table))),
+        let key = |key: &str| format!("source[{n}].{key}");
+        let problem = |key: &str, e: ContractError| Problem { key: key.into(), reason: e.to_string() };
+        // A key that is wrong leaves the columns as they are.
+        match RowType::from_contract(&config::Source { key: vec![], ..source.clone() }) {
+            Ok(keyless) => tables.push(table(keyless.schema())),
+            Err(ContractErrors(errors)) => {
+                absent.insert(format!("{}__{}", source.schema, source.table));
+                // One that is no contract at all was told as it was read.
+                if !source.contract.is_empty() {
+                    planned.problems.extend(errors.into_iter().map(|e| problem(&key("contract"), e)));
                 }
+                continue;
+            }
+        }
+        match RowType::from_contract(source) {
+            Ok(row_type) => row_types.push(Arc::new(row_type)),
+            Err(ContractErrors(errors)) => {
+                planned.problems.extend(errors.into_iter().map(|e| problem(&key("key"), e)));
             }
         }
     }

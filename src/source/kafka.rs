@@ -15,6 +15,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
+use rdkafka::types::RDKafkaConfRes;
 
 use super::{Error, Look, MessageBatch, Source, Watermarks};
 use crate::config;
@@ -81,8 +82,8 @@ impl ClientContext for Reported {
     }
 }
 
-/// What a consumer is told, but for its brokers.
-fn client(config: &config::Kafka) -> ClientConfig {
+/// What a consumer is told, but for its brokers; of the user's options those that librdkafka takes.
+fn client<'a>(config: &config::Kafka, options: impl Iterator<Item = (&'a String, &'a String)>) -> ClientConfig {
     let mut client = ClientConfig::new();
     // Quick to answer and to come back: freshness is what this is for. The user may say otherwise.
     client
@@ -92,7 +93,7 @@ fn client(config: &config::Kafka) -> ClientConfig {
         .set("fetch.error.backoff.ms", "100")
         .set("topic.metadata.refresh.interval.ms", "10000")
         .set("statistics.interval.ms", "1000");
-    for (key, value) in &config.options {
+    for (key, value) in options {
         client.set(key, value);
     }
     client
@@ -111,18 +112,26 @@ fn client(config: &config::Kafka) -> ClientConfig {
 
 /// What librdkafka itself says is wrong with a configuration, by its keys. It is told no broker, so that it asks none.
 pub fn problems(config: &config::Kafka) -> Vec<config::Problem> {
-    let mut problems = Vec::new();
+    let (mut problems, mut known, mut is_bad) = (Vec::new(), Vec::new(), false);
     for (option, value) in &config.options {
-        if let Err(e) = ClientConfig::new().set(option, value).create_native_config() {
-            let reason = match e {
-                KafkaError::ClientConfig(_, reason, ..) => reason,
-                e => e.to_string(),
-            };
-            problems.push(config::Problem { key: format!("kafka.options.{option}"), reason });
+        match ClientConfig::new().set(option, value).create_native_config() {
+            Ok(_) => known.push((option, value)),
+            Err(e) => {
+                let reason = match e {
+                    KafkaError::ClientConfig(result, reason, ..) => {
+                        is_bad |= result != RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN;
+                        reason
+                    }
+                    e => e.to_string(),
+                };
+                problems.push(config::Problem { key: format!("kafka.options.{option}"), reason });
+            }
         }
     }
-    if problems.is_empty()
-        && let Err(e) = client(config).create_with_context::<_, BaseConsumer<Reported>>(Reported::default())
+    // What options are together is not known where the value of one is not: what is none hides nothing of it.
+    if !is_bad
+        && let Err(e) =
+            client(config, known.into_iter()).create_with_context::<_, BaseConsumer<Reported>>(Reported::default())
     {
         let reason = match e {
             KafkaError::ClientCreation(reason) => reason,
@@ -167,7 +176,7 @@ fn consumer(client: &ClientConfig, brokers: &str) -> Result<BaseConsumer<Reporte
 
 impl KafkaSource {
     pub fn new(config: &config::Kafka, topics: &[Arc<str>]) -> Result<KafkaSource, Error> {
-        let mut client = client(config);
+        let mut client = client(config, config.options.iter());
         client.set("bootstrap.servers", &config.bootstrap_servers);
         let brokers = config.bootstrap_servers.clone();
         let consumer = consumer(&client, &brokers)?;

@@ -163,6 +163,28 @@ fn a_dataflow_toml_or_contract_that_cannot_be_read_hides_no_model() {
 }
 
 #[test]
+fn all_that_is_wrong_with_a_contract_is_told_beside_its_source() {
+    let contract = r#"{"type":"record","name":"P","fields":[{"name":"id","type":"long"},{"name":"name","type":"string"},
+        {"name":"at","type":{"type":"long","connect.name":"io.debezium.time.Never"}},
+        {"name":"size","type":{"type":"bytes","connect.name":"org.example.Size"}}]}"#;
+    let wrong = folder(INDEX, &[VIEW, ("p.avsc", contract)]);
+    let toml = std::fs::read_to_string(wrong.path().join("dataflow.toml")).unwrap();
+    let toml = toml.replace("key = [\"id\"]", "key = [\"idx\"]\nformatt = \"avro\"");
+    std::fs::write(wrong.path().join("dataflow.toml"), toml).unwrap();
+    let told = said(&wrong);
+    let expect = [
+        ("source[0].contract: ", "column at: "),
+        ("source[0].contract: ", "column size: "),
+        ("source[0].formatt: ", "did you mean format?"),
+        ("source[0].key: ", "no column idx"),
+    ];
+    assert_eq!(told.len(), expect.len(), "{told:#?}");
+    for (told, (key, part)) in told.iter().zip(expect) {
+        assert!(told.starts_with(key) && told.contains(part), "{key}{part} is not in {told}");
+    }
+}
+
+#[test]
 fn what_cannot_be_maintained_is_told_beside_a_reference_to_nowhere() {
     // What the view reads is known although it could not be rendered.
     let models = [
@@ -232,6 +254,20 @@ fn what_a_start_would_refuse_is_refused() {
     is_said(
         &options("\"security.protocol\" = \"ssl\"\n\"ssl.ca.location\" = \"/nowhere/ca.pem\""),
         &["kafka.options: ssl.ca.location failed"],
+    );
+    // One that is wrong by itself hides nothing of what the others are together, but for one whose value nobody knows.
+    let no_ca = "\"security.protocol\" = \"ssl\"\n\"ssl.ca.location\" = \"/nowhere/ca.pem\"";
+    is_said(
+        &options(&format!("{no_ca}\n\"check.crcs\" = false\n\"no.such.option\" = 1")),
+        &[
+            "kafka.options: ssl.ca.location failed",
+            "kafka.options.check.crcs: cannot",
+            "kafka.options.no.such.option: No",
+        ],
+    );
+    is_said(
+        &options(&format!("{no_ca}\n\"ssl.key.password\" = \"${{FRESHET_NO_SUCH_VARIABLE}}\"")),
+        &["kafka.options.ssl.key.password: the environment variable"],
     );
     for option in ["metadata.broker.list", "test.mock.num.brokers", "auto.commit.enable", "api.version.request"] {
         is_said(&options(&format!("\"{option}\" = 1")), &[&format!("kafka.options.{option}: cannot be set: ")]);
