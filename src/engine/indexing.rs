@@ -176,6 +176,9 @@ impl Following<'_> {
                 }
                 Taken::End => return Ok(()),
             }
+            if self.of.indexer.ann_done() {
+                self.publish(false)?;
+            }
             if self.of.status.is_asked_to_rebuild() {
                 self.of.status.set_building(None);
                 self.of.shared.pending().wants_whole = true;
@@ -290,7 +293,7 @@ impl Following<'_> {
         self.of.status.set_building_failed(reason);
     }
 
-    /// Brings a part of what it lacks into the table in the making. Says whether it lacks nothing then.
+    /// Brings a part of what it lacks into the table in the making. Says whether it lacks nothing then, and its ANN index is made.
     fn fill(&mut self) -> Result<bool, String> {
         // A first one is not shown before it has all that there was: half of it is no answer.
         let may_swap = self.of.opening.is_none() || self.position.covers(&self.ends);
@@ -312,12 +315,11 @@ impl Following<'_> {
             self.paced(&part, true, left > 0)?;
         }
         self.of.status.set_building(Some(left));
-        let is_whole = left == 0 && may_swap;
-        if is_whole {
-            let runtime = self.runtime;
-            self.patiently(|of| runtime.block_on(of.indexer.maintain_beside()))?;
+        if left > 0 || !may_swap {
+            return Ok(false);
         }
-        Ok(is_whole)
+        let runtime = self.runtime;
+        self.patiently(|of| runtime.block_on(of.indexer.maintain_beside()))
     }
 
     fn swap(&mut self) -> Result<(), String> {

@@ -49,6 +49,9 @@ pub trait Table: Send + Sync {
     /// Finds what was written in another way than by this handle.
     fn look_again(&self) -> BoxFuture<'_, Result<()>>;
 
+    /// Whether a version has the rows of the one before, and differs only in how they are found.
+    fn has_rows_of_before(&self, version: u64) -> BoxFuture<'_, Result<bool>>;
+
     /// LanceDB's, for what is nearest, and for maintenance.
     fn lance(&self) -> Option<&lancedb::Table>;
 }
@@ -116,6 +119,15 @@ impl Table for lancedb::Table {
 
     fn look_again(&self) -> BoxFuture<'_, Result<()>> {
         self.checkout_latest().boxed()
+    }
+
+    fn has_rows_of_before(&self, version: u64) -> BoxFuture<'_, Result<bool>> {
+        async move {
+            let dataset = self.dataset().ok_or_else(not_lance)?.get().await?;
+            let transaction = dataset.read_transaction_by_version(version).await?;
+            Ok(transaction.is_some_and(|t| t.operation.name() == "CreateIndex"))
+        }
+        .boxed()
     }
 
     fn lance(&self) -> Option<&lancedb::Table> {

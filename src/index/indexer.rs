@@ -142,8 +142,9 @@ impl Indexer {
     /// Gives up the table in the making.
     pub async fn give_up(&mut self) {
         if let Some(next) = self.next.take() {
-            self.place.remove(&next.table.name).await;
+            self.retired.push((next.table.name.clone(), Arc::downgrade(&next.table.in_use)));
         }
+        self.remove_retired().await;
     }
 
     /// Brings changes into the table in the making, in one commit.
@@ -156,9 +157,15 @@ impl Indexer {
         self.writer.bring(next, changes, progress).await
     }
 
-    /// Makes the first searches of the table in the making as fast as the later ones.
+    /// Makes the first searches of the table in the making as fast as the later ones. Says whether that is over: until then it has to be asked again.
     pub async fn maintain_beside(&mut self) -> Result<bool, Error> {
-        self.next.as_mut().expect("a table is being made").table.maintain(true).await
+        let table = &mut self.next.as_mut().expect("a table is being made").table;
+        // Rows that have come meanwhile have to wait for the table to be the index: there may always be more.
+        if table.ann_done() {
+            return Ok(true);
+        }
+        table.maintain(true).await?;
+        Ok(!table.has_ann_work())
     }
 
     /// Puts the table in the making, which holds the view as it is at this position, in the place of the index.
@@ -211,6 +218,11 @@ impl Indexer {
             Some((kept, _)) => kept.table.maintain(idle).await,
             None => Ok(false),
         }
+    }
+
+    /// Whether work on the ANN index has come to an end since this was asked last: searches have to be shown it.
+    pub fn ann_done(&mut self) -> bool {
+        self.current.as_mut().is_some_and(|(kept, _)| kept.table.ann_done())
     }
 
     #[cfg(test)]

@@ -1,4 +1,6 @@
-//! Maintenance keeps the table in few fragments and its ANN index over nearly all rows, by the table's own statistics.
+//! Maintenance keeps the table in few fragments and its ANN index over nearly all rows, by the table's own statistics. Fragments are merged between
+//! commits, which LanceDB would have to do over again if they were merged under them; the ANN index, which takes longer and touches no row, is made
+//! and extended beside the commits.
 //!
 //! The invariant: it changes how rows are found, never which: what a search does not find in the ANN index it compares one by one.
 
@@ -23,10 +25,11 @@ pub(super) const PARTS_MAX: usize = 4;
 pub(super) const UNINDEXED_ROWS: usize = 500;
 
 impl IndexTable {
-    /// Looks at the statistics, now and then while there is work and always when there is none, and does what they ask for. Says whether it
-    /// did something.
+    /// Looks at the statistics, now and then while there is work and always when there is none, and does what they ask for, or begins it: see
+    /// [`ann_done`](Self::ann_done). Says whether it did something.
     pub async fn maintain(&mut self, idle: bool) -> Result<bool, Error> {
-        if self.table.lance().is_none() {
+        // Fragments that are merged under the making of an index would make it be for nothing.
+        if self.table.lance().is_none() || self.has_ann_work() {
             return Ok(false);
         }
         let commits = self.commits - self.maintained;
@@ -35,21 +38,34 @@ impl IndexTable {
         }
         self.maintained = self.commits;
         let stats = self.lance()?.stats().await.map_err(|e| self.storage(e))?;
-        let mut did = false;
-        if stats.fragment_stats.num_small_fragments >= self.design.config.compact_min_fragments {
+        let is_in_pieces = stats.fragment_stats.num_small_fragments >= self.design.config.compact_min_fragments;
+        if is_in_pieces {
             self.compact().await?;
-            did = true;
-        }
-        if stats.num_rows >= self.design.config.ann_min_rows {
-            did |= match self.ann().await? {
-                None => self.make_ann().await?,
-                Some(ann) => self.extend_ann(&ann, idle).await?,
-            };
-        }
-        if did {
             self.version = self.table.version().await.map_err(|e| self.storage(e))?;
         }
-        Ok(did)
+        if stats.num_rows >= self.design.config.ann_min_rows {
+            match self.ann().await? {
+                None => self.make_ann()?,
+                Some(ann) => self.extend_ann(&ann, idle)?,
+            }
+        }
+        Ok(is_in_pieces)
+    }
+
+    /// Whether something is done for the ANN index beside the commits.
+    pub fn has_ann_work(&self) -> bool {
+        self.ann_work.is_running()
+    }
+
+    /// Whether it has come to an end since this was asked last. What could not be done is done when there is no work.
+    pub fn ann_done(&mut self) -> bool {
+        let Some(done) = self.ann_work.done() else { return false };
+        if let Err(reason) = done {
+            let table = &self.name;
+            tracing::warn!(table, reason, "the ANN index has to wait");
+            self.commits += 1;
+        }
+        true
     }
 
     /// Looks whether the ANN index can be searched. One that has lost files is given up, and made anew by maintenance: it changes how rows are
@@ -111,23 +127,26 @@ impl IndexTable {
     }
 
     /// Flat within its partitions: exact distances, and no training beyond the centroids.
-    async fn make_ann(&self) -> Result<bool, Error> {
+    fn make_ann(&mut self) -> Result<(), Error> {
         let builder =
             IvfFlatIndexBuilder::default().distance_type(DistanceType::Cosine).target_partition_size(PARTITION_ROWS);
-        let made = self.lance()?.create_index(&[VECTOR], Index::IvfFlat(builder)).execute();
-        made.await.map_err(|e| self.storage(e)).map(|()| true)
+        let make = self.lance()?.create_index(&[VECTOR], Index::IvfFlat(builder));
+        self.ann_work.begin(make.execute(), self.in_use.clone());
+        Ok(())
     }
 
     /// A search compares every row that the index does not cover, and looks into each of the index's parts.
-    async fn extend_ann(&self, ann: &IndexStatistics, idle: bool) -> Result<bool, Error> {
+    fn extend_ann(&mut self, ann: &IndexStatistics, idle: bool) -> Result<(), Error> {
         let rows = ann.num_indexed_rows + ann.num_unindexed_rows;
         let share = if idle { 0.0 } else { self.design.config.ann_max_unindexed };
         if ann.num_unindexed_rows <= UNINDEXED_ROWS.max((share * rows as f64) as usize) {
-            return Ok(false);
+            return Ok(());
         }
         let parts = ann.num_indices.unwrap_or(0) as usize;
         let options = OptimizeOptions::new().num_indices_to_merge((parts >= PARTS_MAX).then_some(parts));
-        self.lance()?.optimize(OptimizeAction::Index(options)).await.map_err(|e| self.storage(e))?;
-        Ok(true)
+        let table = self.lance()?.clone();
+        let extend = async move { table.optimize(OptimizeAction::Index(options)).await.map(drop) };
+        self.ann_work.begin(extend, self.in_use.clone());
+        Ok(())
     }
 }

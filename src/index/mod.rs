@@ -4,6 +4,7 @@
 //! is searched is a snapshot, and every answer names its position and epoch.
 
 mod announced;
+mod beside;
 mod database;
 mod design;
 mod indexer;

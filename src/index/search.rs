@@ -29,7 +29,8 @@ use crate::dataflow::message;
 use crate::serve::{Hit, Hits, Item, Search, SearchError, Searcher, Shape};
 use crate::time::{Epoch, Position};
 
-/// Partitions of the ANN index that a search looks into; where there is none, all rows are compared.
+/// Partitions of the ANN index that a search looks into at least, and into more until there are as many hits as were asked for; where there is no
+/// ANN index, all rows are compared.
 const PROBES: usize = 20;
 /// Longest text of a filter: a list of a few thousand values.
 const FILTER_MAX_BYTES: usize = 32 << 10;
@@ -191,9 +192,11 @@ impl IndexSearcher {
         let query = table.query().nearest_to(vector).map_err(internal)?;
         let mut query =
             query.column(VECTOR).distance_type(DistanceType::Cosine).limit(k).select(Select::columns(&wanted));
-        query = query.nprobes(PROBES).map_err(internal)?;
+        // `nprobes` would be the most, too, and rows that pass a filter would be missed. Without effort the least is also what is begun with.
+        query = query.minimum_nprobes(PROBES).and_then(|q| q.search_effort(0.0)).map_err(internal)?;
         if let Some(filter) = filter {
-            query = query.only_if_expr(filter);
+            // Where fewer rows pass than were asked for, Lance gives those of partitions that it has not looked into without their distances.
+            query = query.only_if_expr(filter).refine_factor(1);
         }
         let batches: Vec<RecordBatch> =
             query.execute().await.map_err(internal)?.try_collect().await.map_err(internal)?;

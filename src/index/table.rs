@@ -1,7 +1,8 @@
 //! One table on disk: its rows' hashes read, written in commits.
 //!
-//! The invariant: every version of the table after the one that it was opened at is this writer's. A commit that comes out as any but the next
-//! version tells that somebody else has written, and ends this writer: what it remembers of the table is no longer what the table holds.
+//! The invariant: every version of the table after the one that it was opened at is this writer's, or has the rows of the one before: the ANN
+//! index is made beside the commits. A commit that comes out behind any other version tells that somebody else has written, and ends this writer:
+//! what it remembers of the table is no longer what the table holds.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use arrow::datatypes::Float32Type;
 use arrow_row::{RowConverter, SortField};
 use futures::TryStreamExt;
 
+use super::beside::Beside;
 use super::design::{ROW_HASH, TEXT_HASH, VECTOR};
 use super::{Design, Error, Table};
 
@@ -32,7 +34,9 @@ pub struct IndexTable {
     pub(super) commits: u64,
     /// How many of the commits were followed by maintenance.
     pub(super) maintained: u64,
-    /// Shared by every state of the table that is searched.
+    /// What is done for the ANN index.
+    pub(super) ann_work: Beside,
+    /// Shared by every state of the table that is searched, and by what is done for its ANN index.
     pub(super) in_use: Arc<()>,
 }
 
@@ -40,7 +44,8 @@ impl IndexTable {
     pub(super) async fn new(design: Arc<Design>, name: &str, table: Arc<dyn Table>) -> Result<IndexTable, Error> {
         let version = table.version().await.map_err(|e| design.storage(e))?;
         let name = name.to_string();
-        Ok(IndexTable { design, name, table, version, commits: 0, maintained: 0, in_use: Arc::default() })
+        let (ann_work, in_use) = Default::default();
+        Ok(IndexTable { design, name, table, version, commits: 0, maintained: 0, ann_work, in_use })
     }
 
     /// Whether its columns are the design's.
@@ -111,22 +116,26 @@ impl IndexTable {
         let key = self.design.key().name().clone();
         if let Some(batch) = upserts {
             let version = self.table.upsert(&key, batch).await.map_err(|e| self.storage(e))?;
-            self.follow(version)?;
+            self.follow(version).await?;
         }
         for some in deletes.chunks(500) {
             let predicate = format!("`{key}` IN ({})", some.join(", "));
             let version = self.table.delete(&predicate).await.map_err(|e| self.storage(e))?;
-            self.follow(version)?;
+            self.follow(version).await?;
         }
         self.commits += 1;
         Ok(())
     }
 
     /// A commit of ours has become this version.
-    fn follow(&mut self, version: u64) -> Result<(), Error> {
-        if version != self.version + 1 {
+    async fn follow(&mut self, version: u64) -> Result<(), Error> {
+        let mut next = self.version + 1;
+        while next < version && self.table.has_rows_of_before(next).await.map_err(|e| self.storage(e))? {
+            next += 1;
+        }
+        if version != next {
             let (uri, table) = (self.design.config.uri.clone(), self.name.clone());
-            return Err(Error::OtherWriter { uri, table, version: self.version + 1 });
+            return Err(Error::OtherWriter { uri, table, version: next });
         }
         self.version = version;
         Ok(())

@@ -2,6 +2,7 @@
 
 mod lost;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -222,6 +223,59 @@ impl TextEmbedder for Drawn {
     }
 }
 
+/// Has all maintenance done that there is to do; says whether there was any.
+async fn maintained(indexer: &mut Indexer) -> bool {
+    let mut did = false;
+    loop {
+        let (merged, works) = (indexer.maintain(true).await.unwrap(), indexer.table().has_ann_work());
+        if !merged && !works {
+            return did;
+        }
+        did = true;
+        while indexer.table().has_ann_work() && !indexer.ann_done() {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_come_and_go_while_the_ann_index_is_made_and_extended() {
+    let folder = tempfile::tempdir().unwrap();
+    let embedder = Arc::new(Drawn(ModelId("drawn".into())));
+    let (mut indexer, searcher) = open(folder.path(), embedder.clone(), 1_000).await;
+    let text = |id: i64, version: i64| format!("the text {version} of {id}");
+    let row = |id: i64, version: i64| change(id, Some((&text(id, version), version)));
+    indexer.apply(&(0..5_000).map(|id| row(id, 0)).collect::<Vec<_>>(), &mut |_| ()).await.unwrap();
+    let (mut version, mut next) = (0, 5_000);
+    for _ in 0..3 {
+        indexer.maintain(true).await.unwrap();
+        assert!(indexer.table().has_ann_work());
+        // Until it is done, and once more, rows get another text, one comes and one goes.
+        let mut done = false;
+        while !std::mem::replace(&mut done, indexer.ann_done()) {
+            version += 1;
+            let changed = (0..100).map(|n| row((version * 37 + n) % 4_000, version));
+            let changes = changed.chain([row(next, version), change(next - 1, None)]).collect::<Vec<_>>();
+            indexer.apply(&changes, &mut |_| ()).await.unwrap();
+            next += 1;
+        }
+        let more = (next..next + 2 * UNINDEXED_ROWS as i64).map(|id| row(id, version)).collect::<Vec<_>>();
+        indexer.apply(&more, &mut |_| ()).await.unwrap();
+        next += more.len() as i64;
+    }
+    assert!(version > 3, "no commit came between");
+    indexer.publish(None).await.unwrap();
+    assert_eq!(indexer.table().count().await, indexer.len());
+    for id in (0..next).step_by(101) {
+        let at = (0..=version).rev().find(|v| (0..100).any(|n| (v * 37 + n) % 4_000 == id)).unwrap_or(0);
+        let vector: Arc<[f32]> = embedder.draw(&text(id, at)).into();
+        let hits = searcher.search(Search { vector, k: 1, filter: None, columns: None }).await.unwrap().hits;
+        if id < 4_000 {
+            assert_eq!((&*hits[0].key, hits[0].score > 0.999), (&*id.to_string(), true), "{id} of version {at}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_ann_index_follows_the_rows_and_hides_none() {
     let folder = tempfile::tempdir().unwrap();
@@ -249,8 +303,9 @@ async fn the_ann_index_follows_the_rows_and_hides_none() {
         }
         indexer.apply(&changes, &mut |_| ()).await.unwrap();
         assert!(!indexer.maintain(false).await.unwrap(), "a single commit is not worth a look while there is work");
-        assert!(indexer.maintain(true).await.unwrap(), "there is something to do when there is no work");
-        assert!(!indexer.maintain(true).await.unwrap(), "and then nothing more");
+        assert!(!indexer.table().has_ann_work(), "nor an ANN index");
+        assert!(maintained(&mut indexer).await, "there is something to do when there is no work");
+        assert!(!maintained(&mut indexer).await, "and then nothing more");
         indexer.publish(None).await.unwrap();
         let ann = indexer.table().ann().await.unwrap().expect("there are rows enough");
         assert!(ann.num_unindexed_rows <= UNINDEXED_ROWS, "{ann:?}");
@@ -264,4 +319,51 @@ async fn the_ann_index_follows_the_rows_and_hides_none() {
     assert_eq!(indexer.len(), versions.iter().flatten().count());
     assert_eq!(indexer.table().count().await, indexer.len());
     assert!((2..=PARTS_MAX as u32 + 1).contains(&most_parts), "{most_parts} parts");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_filter_beside_the_ann_index_loses_no_row_that_passes() {
+    let folder = tempfile::tempdir().unwrap();
+    let embedder = Arc::new(Drawn(ModelId("drawn".into())));
+    let (mut indexer, searcher) = open(folder.path(), embedder.clone(), 1_000).await;
+    // More rows than a search looks into: some of the few that pass lie in partitions that are far from where it looks.
+    let rows = 13_000;
+    let is_rare = |id: i64| id % 400 == 7;
+    let text = |id: i64| format!("the text of {id}");
+    let row = |id: i64| change(id, Some((&text(id), i64::from(is_rare(id)))));
+    indexer.apply(&(0..rows).map(row).collect::<Vec<_>>(), &mut |_| ()).await.unwrap();
+    assert!(maintained(&mut indexer).await);
+    assert!(indexer.table().ann().await.unwrap().is_some(), "there are rows enough");
+    let mut rare: BTreeMap<i64, String> = (0..rows).filter(|id| is_rare(*id)).map(|id| (id, text(id))).collect();
+    for is_later in [false, true] {
+        if is_later {
+            // Some come to be outside of it, and of those that are in it one goes, and one has another text.
+            let more = (rows..rows + 400).map(row).chain([change(7, None), change(407, Some(("another text", 1)))]);
+            indexer.apply(&more.collect::<Vec<_>>(), &mut |_| ()).await.unwrap();
+            rare.extend((rows..rows + 400).filter(|id| is_rare(*id)).map(|id| (id, text(id))));
+            rare.insert(407, "another text".into());
+            rare.remove(&7);
+        }
+        indexer.publish(Some((Epoch(1), &Position::default()))).await.unwrap();
+        for near in [text(1), text(3), text(407), "another text".into()] {
+            let vector = embedder.draw(&near);
+            let score = |text: &str| embedder.draw(text).iter().zip(&vector).map(|(a, b)| a * b).sum::<f32>();
+            let mut nearest: Vec<(String, f32)> = rare.iter().map(|(id, text)| (id.to_string(), score(text))).collect();
+            nearest.sort_by(|a, b| b.1.total_cmp(&a.1));
+            for k in [rare.len() + 10, rare.len(), rare.len() - 1] {
+                let filter = Some("price = 1".into());
+                let search = Search { vector: vector.clone().into(), k, filter, columns: None };
+                let hits = searcher.search(search).await.unwrap().hits;
+                assert_eq!(hits.len(), k.min(rare.len()), "of {k} that were asked for");
+                if k >= rare.len() {
+                    let told: Vec<&str> = hits.iter().map(|hit| &*hit.key).collect();
+                    assert_eq!(told, nearest.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>(), "{near}");
+                }
+                for hit in &hits {
+                    let exact = nearest.iter().find(|(key, _)| **key == *hit.key).expect("it passes the filter").1;
+                    assert!((hit.score - exact).abs() < 1e-4, "{near}: {hit:?} and not {exact}");
+                }
+            }
+        }
+    }
 }

@@ -219,6 +219,10 @@ impl index::Table for Handle {
         std::future::ready(self.table().map(drop)).boxed()
     }
 
+    fn has_rows_of_before(&self, _: u64) -> BoxFuture<'_, Result<bool>> {
+        std::future::ready(Ok(false)).boxed()
+    }
+
     fn lance(&self) -> Option<&lancedb::Table> {
         None
     }

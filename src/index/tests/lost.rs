@@ -32,7 +32,7 @@ async fn made() -> tempfile::TempDir {
         indexer.announce(epoch, &position).await.unwrap();
         indexer.apply(some, &mut |_| ()).await.unwrap();
         indexer.publish(Some((epoch, &position))).await.unwrap();
-        indexer.maintain(true).await.unwrap();
+        maintained(&mut indexer).await;
     }
     let gone: Vec<ViewChange> = (0..ROWS).filter(|id| id % 7 == 0).map(|id| change(id, None)).collect();
     for some in gone.chunks(10) {
@@ -188,7 +188,7 @@ async fn an_ann_index_that_is_gone_costs_no_rebuild() {
     fs::remove_dir_all(folder.path().join("index/t.lance/_indices")).unwrap();
     let (mut indexer, _) = open(folder.path(), drawn(), ANN).await;
     assert!(indexer.table().ann().await.unwrap().is_none());
-    assert!(indexer.maintain(true).await.unwrap());
+    assert!(maintained(&mut indexer).await);
     assert!(indexer.table().ann().await.unwrap().is_some());
 }
 
