@@ -35,6 +35,7 @@ pub(super) struct Stats {
     rows: AtomicI64,
     bytes: AtomicI64,
     updates: AtomicU64,
+    not_sent: AtomicU64,
 }
 
 /// One worker's part in an operator's counters.
@@ -42,11 +43,12 @@ pub(super) struct Stats {
 pub(super) struct Share {
     stats: std::sync::Arc<Stats>,
     told: Size,
+    told_not_sent: u64,
 }
 
 impl Share {
     pub fn new(stats: std::sync::Arc<Stats>) -> Share {
-        Share { stats, told: Size::default() }
+        Share { stats, told: Size::default(), told_not_sent: 0 }
     }
 
     /// Counts updates that came out.
@@ -59,6 +61,12 @@ impl Share {
         self.stats.rows.fetch_add(size.rows - self.told.rows, Ordering::Relaxed);
         self.stats.bytes.fetch_add(size.bytes - self.told.bytes, Ordering::Relaxed);
         self.told = size;
+    }
+
+    /// Tells how many values this worker has made null because the database did not send them.
+    pub fn lacks(&mut self, not_sent: u64) {
+        self.stats.not_sent.fetch_add(not_sent - self.told_not_sent, Ordering::Relaxed);
+        self.told_not_sent = not_sent;
     }
 }
 
@@ -76,10 +84,22 @@ pub struct OperatorStatus {
     pub state_bytes: i64,
     /// Updates that it has put out since the start.
     pub updates: u64,
+    /// Of a source: values since the start that the database did not send and that no former row had.
+    pub not_sent: u64,
 }
 
 impl Stats {
-    pub fn read(&self) -> (i64, i64, u64) {
-        (self.rows.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed), self.updates.load(Ordering::Relaxed))
+    /// As the status of the operator that these are.
+    pub fn status(&self, id: usize, operator: String, model: String, inputs: Vec<usize>) -> OperatorStatus {
+        OperatorStatus {
+            id,
+            operator,
+            model,
+            inputs,
+            state_rows: self.rows.load(Ordering::Relaxed),
+            state_bytes: self.bytes.load(Ordering::Relaxed),
+            updates: self.updates.load(Ordering::Relaxed),
+            not_sent: self.not_sent.load(Ordering::Relaxed),
+        }
     }
 }

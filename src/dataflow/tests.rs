@@ -230,6 +230,30 @@ fn every_operator_tells_what_it_holds_and_did() {
 }
 
 #[test]
+fn a_value_that_was_never_sent_is_null_and_is_told() {
+    let row_type = RowType::from_contract(&source()).unwrap();
+    let unsent = |offset: i64, id: i64, price: i64| Change {
+        op: Op::Upsert { row: encode(&row_type, id, None, price).1, unavailable: Some([1].into()) },
+        ..change(&row_type, offset, &Step::Delete(id))
+    };
+    let put = |offset, id, name: &str| change(&row_type, offset, &Step::Put(id, Some(name.into()), 2));
+    // The first row has the value from before; the second is the first under another key, of which Debezium tells no more.
+    let changes = vec![put(0, 1, "a"), unsent(1, 1, 3), change(&row_type, 2, &Step::Delete(1)), unsent(3, 2, 3)];
+    let handle =
+        Engine::start(plan("select id, name from shop__product").unwrap(), vec![Arc::new(row_type)], 2).unwrap();
+    let not_sent = || handle.operators().iter().map(|o| o.not_sent).sum::<u64>();
+    let row_type = RowType::from_contract(&source()).unwrap();
+    for (epoch, changes, expect) in [(1, changes[..2].to_vec(), 0), (2, changes[2..].to_vec(), 1)] {
+        handle.send(Epoch(epoch), vec![batch(changes)]).unwrap();
+        handle.recv(Duration::from_secs(30)).unwrap().unwrap();
+        assert_eq!(not_sent(), expect);
+    }
+    handle.send(Epoch(3), vec![batch(vec![change(&row_type, 4, &Step::Put(2, Some("a".into()), 3))])]).unwrap();
+    let healed = handle.recv(Duration::from_secs(30)).unwrap().unwrap();
+    assert_eq!((healed.changes.len(), healed.view_rows, not_sent()), (1, 1, 1));
+}
+
+#[test]
 fn what_cannot_be_maintained_is_refused_by_name_and_line() {
     let check = |sql: &str, expect: &str| {
         let error = plan(sql).unwrap_err().to_string();

@@ -32,11 +32,12 @@ pub(super) struct Upsert {
     rows: AHashMap<Key, Row>,
     row_type: Arc<RowType>,
     size: Size,
+    not_sent: u64,
 }
 
 impl Upsert {
     pub fn new(row_type: Arc<RowType>) -> Upsert {
-        Upsert { rows: AHashMap::new(), row_type, size: Size::default() }
+        Upsert { rows: AHashMap::new(), row_type, size: Size::default(), not_sent: 0 }
     }
 
     /// Applies a change and emits its diffs.
@@ -45,7 +46,12 @@ impl Upsert {
             EventOp::Upsert { row, unavailable } => {
                 let row = match (unavailable, self.rows.get(&event.key)) {
                     (Some(columns), Some(old)) => patch(&self.row_type, &row, old, &columns),
-                    _ => row,
+                    // Its key is new, or what came before is not in the topic: the values are null until they are sent.
+                    (Some(columns), None) => {
+                        self.not_sent += columns.len() as u64;
+                        row
+                    }
+                    (None, _) => row,
                 };
                 match self.rows.get_mut(&event.key) {
                     Some(old) if **old == *row => {}
@@ -76,6 +82,11 @@ impl Upsert {
 
     pub fn size(&self) -> Size {
         self.size
+    }
+
+    /// Values so far that the database did not send and that no former row had.
+    pub fn not_sent(&self) -> u64 {
+        self.not_sent
     }
 }
 

@@ -156,10 +156,7 @@ impl Handle {
         let graph = &self.plan.graph;
         let status = |id: usize| {
             let node = &graph.nodes[id];
-            let (state_rows, state_bytes, updates) = self.stats[id].read();
-            let inputs = graph.inputs(id);
-            let (operator, model) = (node.describe(), node.model.to_string());
-            OperatorStatus { id, operator, model, inputs, state_rows, state_bytes, updates }
+            self.stats[id].status(id, node.describe(), node.model.to_string(), graph.inputs(id))
         };
         graph.needed(self.plan.outputs()).into_iter().map(status).collect()
     }
@@ -284,6 +281,7 @@ fn latest<'scope>(
                     }
                     share.updates(diffs.len());
                     share.holds(upsert.size());
+                    share.lacks(upsert.not_sent());
                     output.session(&stamp).give_iterator(diffs.into_iter());
                 });
             }

@@ -110,6 +110,8 @@ pub struct Metrics {
     /// Rows of the view, as of the last finished epoch, and the changes that epochs made to it.
     pub view_rows: IntGauge,
     pub view_changes: IntCounter,
+    /// Values that the database did not send and that no former row had: they are null.
+    pub values_not_sent: IntCounter,
     /// Epochs that the dataflow has finished.
     pub epochs: IntCounter,
     /// Texts that changed rows asked for, those whose vector was already stored, and those that went through the model.
@@ -173,6 +175,8 @@ impl Metrics {
             raw_commits: r.counter("freshet_raw_commits_total", "Commits to the raw tables"),
             view_rows: r.gauge("freshet_view_rows", "Rows of the view after the last finished epoch"),
             view_changes: r.counter("freshet_view_changes_total", "Keys of the view that epochs changed"),
+            values_not_sent: r
+                .counter("freshet_values_not_sent_total", "Values that were not sent and that no former row had: null"),
             epochs: r.counter("freshet_epochs_finished_total", "Epochs that the dataflow has finished"),
             embeds_asked: r.counter("freshet_embeds_asked_total", "Texts that changed rows needed a vector for"),
             embeds_cached: r.counter("freshet_embeds_cached_total", "Texts whose vector was known"),

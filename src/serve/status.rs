@@ -257,11 +257,22 @@ impl Status {
     pub fn set_operators(&self, operators: Vec<OperatorStatus>) {
         let mut now = self.now();
         let seconds = now.operators_told.elapsed().as_secs_f64().max(1e-3);
-        let before: BTreeMap<usize, u64> = now.operators.iter().map(|(o, _)| (o.id, o.updates)).collect();
+        let before: BTreeMap<usize, (u64, u64)> =
+            now.operators.iter().map(|(o, _)| (o.id, (o.updates, o.not_sent))).collect();
         now.operators = operators
             .into_iter()
             .map(|o| {
-                let since = o.updates - before.get(&o.id).copied().unwrap_or(0).min(o.updates);
+                let (updates, not_sent) = before.get(&o.id).copied().unwrap_or_default();
+                if o.not_sent > not_sent {
+                    let (source, values) = (&o.model, o.not_sent - not_sent);
+                    self.metrics().values_not_sent.inc_by(values);
+                    tracing::warn!(
+                        source,
+                        values,
+                        "values that the database did not send, and that no former row had, are null until it sends them"
+                    );
+                }
+                let since = o.updates.saturating_sub(updates);
                 (o, since as f64 / seconds)
             })
             .collect();

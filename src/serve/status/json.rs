@@ -57,6 +57,7 @@ impl Status {
                 "state_bytes": o.state_bytes,
                 "updates": o.updates,
                 "updates_per_s": (rate * 10.0).round() / 10.0,
+                "values_not_sent": o.not_sent,
             })).collect::<Vec<_>>(),
             "embed": {
                 "asked": m.embeds_asked.get(),
