@@ -6,4 +6,4 @@ cd "$(dirname "$0")/.."
 
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$HOME/.cache/freshet/target}"
 export RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS=-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__
-cargo test --release --locked --no-run --config profile.release.package.freshet.opt-level=0
+cargo test --release --locked --no-run --lib --bins --test it --test s3 --config profile.release.package.freshet.opt-level=0

@@ -277,7 +277,7 @@ async fn demo(options: demo::Options) -> u8 {
         Ok(()) => 0,
         Err(e) => {
             eprintln!("freshet: {e}");
-            e.downcast_ref().map_or(3, code_of)
+            if e.is::<demo::Refused>() { 2 } else { e.downcast_ref().map_or(3, code_of) }
         }
     }
 }

@@ -79,7 +79,7 @@ const FILES: &[(&str, &str)] = &[
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// Where the API listens; the shop's own listens on the next port.
-    #[arg(long, default_value = "127.0.0.1:8080")]
+    #[arg(long, default_value = "127.0.0.1:8080", value_parser = listen)]
     pub listen: SocketAddr,
     /// Products at the start.
     #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -96,6 +96,16 @@ pub struct Options {
     /// The same seed makes the same shop.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+}
+
+/// An address with a port that has a next one.
+fn listen(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr =
+        text.parse().map_err(|_| format!("{text:?} is no address:port such as 127.0.0.1:8080"))?;
+    match address.port() {
+        0 | u16::MAX => Err("the shop listens on the next port, so the port has to be from 1 to 65534".into()),
+        _ => Ok(address),
+    }
 }
 
 /// A number of changes in a second.
@@ -135,6 +145,11 @@ pub fn run(options: Options) -> LocalBoxFuture<'static, Outcome> {
 /// Errors of parts that have nothing in common but that the demo cannot go on.
 type Outcome = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
+/// An option that the demo cannot run with.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Refused(String);
+
 /// Writes the shipped dataflow into `data` and configures it for these peers; index and embeddings lie beside it.
 pub fn product_dataflow(
     data: &Path,
@@ -163,25 +178,20 @@ pub fn product_dataflow(
 async fn demo(options: &Options, data: &Path) -> Outcome {
     let ended = stop_signal()?;
     tokio::pin!(ended);
-    let shop_port = options.listen.port().checked_add(1).filter(|_| options.listen.port() != 0);
-    let shop_port = shop_port.ok_or("--listen needs a port whose next one is the shop's: 1 to 65534")?;
-    let shop_address = SocketAddr::new(options.listen.ip(), shop_port);
+    let shop_address = SocketAddr::new(options.listen.ip(), options.listen.port() + 1);
+    let refused = |why: String| Refused(format!("{} (--data) {why}", data.display()));
     let in_data = |e: std::io::Error| format!("{} (--data): {e}", data.display());
     let lock = data.join("demo.lock");
     // What lies there is made anew and written over: only a demo's own.
     let is_taken = |name: &&&str| data.join(name).exists();
     if let Some(name) = ["data", "dataflows", "schemas"].iter().find(is_taken).filter(|_| !lock.exists()) {
-        return Err(format!(
-            "{} (--data) has {name}, which no demo has made; give a folder of its own",
-            data.display()
-        )
-        .into());
+        return Err(refused(format!("has {name}, which no demo has made; give a folder of its own")).into());
     }
     std::fs::create_dir_all(data).map_err(in_data)?;
     let lock = File::create(lock).map_err(in_data)?;
     match lock.try_lock() {
         Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(format!("another demo runs in {}", data.display()).into()),
+        Err(TryLockError::WouldBlock) => return Err(refused("is another demo's, which runs".into()).into()),
         Err(TryLockError::Error(e)) => return Err(in_data(e).into()),
     }
     let shop_server = tokio::net::TcpListener::bind(shop_address)
@@ -224,6 +234,11 @@ async fn demo(options: &Options, data: &Path) -> Outcome {
     let floor = Floor::default();
     let office = Office::new(shop.clone(), floor.clone(), service.status().clone(), stop.clone());
     tokio::spawn(warp::serve(office.routes()).incoming(shop_server).run());
+    let listed = {
+        let shop = shop.clone();
+        // Also before all are searchable somebody may take one out of the shop.
+        move || shop.lock().expect("no holder of this lock panics").products().filter(|p| p.is_listed()).count()
+    };
     let trading = Trading {
         shop,
         floor,
@@ -251,7 +266,7 @@ async fn demo(options: &Options, data: &Path) -> Outcome {
         let m = status.metrics();
         if !searchable {
             let rows = m.index_rows.get() as u64;
-            if status.state() == State::Live && rows >= u64::from(options.products) {
+            if status.state() == State::Live && rows >= listed() as u64 {
                 bar.finish_and_clear();
                 searchable = true;
                 live.store(true, Ordering::SeqCst);
@@ -295,15 +310,16 @@ async fn demo(options: &Options, data: &Path) -> Outcome {
     failure.map_or(Ok(()), |reason| Err(reason.into()))
 }
 
-/// What to try: find something, give a product another text, find that, and give a whole category another name.
+/// What to try: find something, give a product another text, find that; and what else there is.
 fn print_requests(service: SocketAddr, shop: SocketAddr, category: i64) {
     let search = |query: &str, k: usize| {
         say!("  curl -s http://{service}/v1/search -d '{{\"query\": \"{query}\", \"k\": {k}}}'");
     };
-    let put = |path: &str, body: &str| say!("  curl -s -X PUT http://{shop}/shop/{path} -d '{body}'");
     search("shelter for a rainy night outdoors", 3);
-    put("products/1", r#"{"name": "Space teapot", "description": "A singing teapot for astronauts."}"#);
+    let text = r#"{"name": "Space teapot", "description": "A singing teapot for astronauts."}"#;
+    say!("  curl -s -X PUT http://{shop}/shop/products/1 -d '{text}'");
     search("teapot for astronauts", 1);
-    put(&format!("categories/{category}"), r#"{"name": "Things for the moon"}"#);
-    say!("The last one embeds the products of that category again, and no others: the shop pauses and counts.");
+    say!(
+        "A PUT of {{\"name\": ...}} to http://{shop}/shop/categories/{category} embeds that category's products again, and no others."
+    );
 }
