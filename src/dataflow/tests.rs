@@ -238,7 +238,7 @@ fn a_value_that_was_never_sent_is_null_and_is_told() {
     };
     let put = |offset, id, name: &str| change(&row_type, offset, &Step::Put(id, Some(name.into()), 2));
     // The first row has the value from before; the second is the first under another key, of which Debezium tells no more.
-    let changes = vec![put(0, 1, "a"), unsent(1, 1, 3), change(&row_type, 2, &Step::Delete(1)), unsent(3, 2, 3)];
+    let changes = [put(0, 1, "a"), unsent(1, 1, 3), change(&row_type, 2, &Step::Delete(1)), unsent(3, 2, 3)];
     let handle =
         Engine::start(plan("select id, name from shop__product").unwrap(), vec![Arc::new(row_type)], 2).unwrap();
     let not_sent = || handle.operators().iter().map(|o| o.not_sent).sum::<u64>();

@@ -39,8 +39,8 @@ async fn examine(folder: &Path) -> Result<Checked, Errors> {
         let mut options = told.iter().filter_map(|key| key.strip_prefix("kafka.options."));
         // What options are together is not known where the value of one is not: what may not be one hides nothing of it.
         let is_unset = options.any(|option| !is_forbidden(option));
-        let is_new = |p: &Problem| !told.contains(&p.key) && !(is_unset && p.key == "kafka.options");
-        problems.extend(of_sections(&config).into_iter().filter(is_new));
+        let is_known = |p: &Problem| told.contains(&p.key) || (is_unset && p.key == "kafka.options");
+        problems.extend(of_sections(&config).into_iter().filter(|p| !is_known(p)));
     }
     let planned = planned(&config, absent);
     if let Some(view) = &planned.view_schema {
