@@ -324,7 +324,7 @@ fn finish<'a>(
 /// What `ExtractNewRecordState` adds to a row, if it is told to.
 #[derive(Default)]
 pub(crate) struct Added {
-    deleted: bool,
+    deleted: Option<Result<bool, Bad>>,
     op: Option<Result<Kind, Bad>>,
     origin: Origin,
 }
@@ -336,8 +336,11 @@ impl Added {
 
     pub(crate) fn take(&mut self, name: &str, raw: Raw<'_>, table: &OnceLock<Arc<str>>) {
         match (name, raw) {
-            ("__deleted", Raw::Bool(v)) => self.deleted = v,
-            ("__deleted", Raw::Str(v)) => self.deleted = v == "true",
+            ("__deleted", Raw::Bool(v)) => self.deleted = Some(Ok(v)),
+            ("__deleted", Raw::Str(v)) => {
+                let neither = |_| bad(Rule::Envelope, "__deleted is neither true nor false");
+                self.deleted = Some(v.parse().map_err(neither));
+            }
             ("__op", raw) => self.op = op(raw),
             (name, raw) => {
                 // `__ts_ms` is when Debezium wrote the event: it stands for the commit only where nothing better does.
@@ -354,8 +357,9 @@ impl Added {
     }
 
     pub(crate) fn kind_and_origin(self) -> Result<(Kind, Origin), Bad> {
+        let is_deleted = self.deleted.transpose()?.unwrap_or(false);
         let kind = match self.op {
-            _ if self.deleted => Kind::Delete,
+            _ if is_deleted => Kind::Delete,
             Some(op) => op?,
             None => Kind::Update,
         };

@@ -2,7 +2,8 @@
 //!
 //! The invariant: "there is no such schema" is said only when the registry itself says so (error code 40403). Whatever else goes wrong,
 //! also a 404 of some proxy on the way, is infrastructure: [`Error`], to be tried again. A registry that was made anew gives its ids out
-//! again: no message is read by what its id meant before, unless the registry lost everything and came back within that second.
+//! again: no message is read by what its id meant before, unless the registry lost everything and came back within that second, or is away, so
+//! that what it has told before has to do.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -31,6 +31,7 @@ pub(super) struct Driving {
 impl Driving {
     pub fn run(mut self, receive: &Receiver<Decoded>) -> Result<(), String> {
         let mut epoch = self.first;
+        let mut duplicate_keys = 0;
         let mut position = Position::default();
         let mut looked = thread::now();
         let mut told = vec![false; self.tests.len()];
@@ -74,7 +75,8 @@ impl Driving {
             metrics.epochs.inc();
             metrics.view_rows.set(output.view_rows as i64);
             metrics.view_changes.inc_by(output.changes.len() as u64);
-            if output.duplicate_keys > 0 {
+            let before = std::mem::replace(&mut duplicate_keys, output.duplicate_keys);
+            if output.duplicate_keys > 0 && output.duplicate_keys != before {
                 tracing::warn!(
                     keys = output.duplicate_keys,
                     "several rows of the view share a key; the smallest stands for them"

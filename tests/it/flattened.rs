@@ -59,5 +59,10 @@ async fn rows_without_an_envelope_are_written_and_deleted() {
     case.connector.resend(case.connector.sent());
     running.reflects(&case.connector).await;
     assert_eq!(running.items().await, items([(1, "wool scarf, long", Some("new"), 10)]), "everything once more");
+
+    case.connector.send(8, Some(with(row(8, "fur hat", None, 1), json!("c"), json!("maybe"))));
+    running.reflects(&case.connector).await;
+    assert_eq!(running.items().await, items([(1, "wool scarf, long", Some("new"), 10)]), "is it there, or is it not?");
+    assert_eq!(running.status().await["quarantine"]["total"], 1);
     running.stop().await;
 }
