@@ -18,7 +18,7 @@ mod weights;
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
-use tokenizers::Tokenizer;
+use tokenizers::{Encoding, Tokenizer};
 
 pub use load::Error;
 pub use store::{EmbeddingStore, StoreError, TextHash};
@@ -78,6 +78,18 @@ pub fn is_elsewhere(config: &config::Embed) -> Option<String> {
     load::local(config).ok()?.err().map(|tried| tried.join(", "))
 }
 
+/// Bytes of a text that are looked at for each token that counts.
+const TOKEN_BYTES: usize = 64;
+
+/// The first words of a text, of about so many bytes. Words are told apart before they become tokens, so these have the same tokens as in the whole.
+fn head(text: &str, bytes: usize) -> &str {
+    if text.len() <= bytes {
+        return text;
+    }
+    let end = text.floor_char_boundary(bytes);
+    text[..end].rfind([' ', '\n', '\t']).map_or(text, |end| &text[..end])
+}
+
 impl Embedder {
     /// Loads the model where the configuration says, or from its usual places.
     pub fn load(config: &config::Embed) -> Result<Embedder, Error> {
@@ -115,8 +127,7 @@ impl Embedder {
 
     /// Embeds texts; the vectors come in their order. `progress` hears of each batch. Gives way to [`Embedder::embed_query`].
     pub fn embed(&self, texts: &[&str], progress: &mut dyn FnMut(BatchStats)) -> Result<Vec<Vec<f32>>, Error> {
-        let encodings =
-            self.tokenizer.encode_batch_fast(texts.to_vec(), true).map_err(|e| Error::Tokenize(e.to_string()))?;
+        let encodings = self.encoded(texts)?;
         let ids: Vec<&[u32]> = encodings.iter().map(|e| e.get_ids()).collect();
         let mut order: Vec<usize> = (0..ids.len()).collect();
         // Neighbours in length share a batch, so that little of it is padding.
@@ -170,9 +181,30 @@ impl Embedder {
         Ok(vectors)
     }
 
+    /// The tokens that count. Of a long text no more than its head is looked at, or more of it where that has too few of them.
+    fn encoded(&self, texts: &[&str]) -> Result<Vec<Encoding>, Error> {
+        let counting = self.tokenizer.get_truncation().map_or(usize::MAX, |truncation| truncation.max_length);
+        let mut bytes = counting.saturating_mul(TOKEN_BYTES);
+        let encode = |heads: Vec<&str>| {
+            self.tokenizer.encode_batch_fast(heads, true).map_err(|e| Error::Tokenize(e.to_string()))
+        };
+        let mut encodings = encode(texts.iter().map(|text| head(text, bytes)).collect())?;
+        let is_short = |n: &usize, encodings: &[Encoding], bytes| {
+            encodings[*n].len() < counting && head(texts[*n], bytes).len() < texts[*n].len()
+        };
+        let mut short: Vec<usize> = (0..texts.len()).filter(|n| is_short(n, &encodings, bytes)).collect();
+        while !short.is_empty() {
+            bytes = bytes.saturating_mul(4);
+            let longer = encode(short.iter().map(|n| head(texts[*n], bytes)).collect())?;
+            short.iter().zip(longer).for_each(|(n, encoding)| encodings[*n] = encoding);
+            short.retain(|n| is_short(n, &encodings, bytes));
+        }
+        Ok(encodings)
+    }
+
     /// Embeds one text now: before whatever [`Embedder::embed`] is doing.
     pub fn embed_query(&self, text: &str) -> Result<Vec<f32>, Error> {
-        let encoding = self.tokenizer.encode_fast(text, true).map_err(|e| Error::Tokenize(e.to_string()))?;
+        let encoding = self.encoded(&[text])?.swap_remove(0);
         let _running = self.precedence.query();
         match &self.encoder {
             Encoder::Cpu(encoder) => Ok(encoder.embed_one(encoding.get_ids())),

@@ -92,6 +92,35 @@ fn near_in_meaning_is_near_in_angle() {
 }
 
 #[test]
+fn the_head_of_a_long_text_has_the_tokens_of_the_whole() {
+    let embedder = Embedder::load(&config()).unwrap();
+    let words = |n: usize| (0..n).map(|n| format!("w{n}é, ")).collect::<String>();
+    let long = |text: &str| text.repeat(40_000 / text.len());
+    let texts = [
+        words(3000),
+        format!("{}tent", long(" ")),
+        format!("{} tent {}", long("x"), words(300)),
+        format!("tent {} {}", long("\u{5929}\u{5e55}"), words(9)),
+        format!("{}{}", long("\n\t x"), words(300)),
+        format!("a {}", long("\u{301}")),
+        long("-\u{200b}"),
+        "short".into(),
+    ];
+    let whole = |text: &String| embedder.tokenizer.encode_fast(text.as_str(), true).unwrap().get_ids().to_vec();
+    let heads = embedder.encoded(&texts.each_ref().map(String::as_str)).unwrap();
+    for (text, head) in texts.iter().zip(heads) {
+        assert_eq!(
+            head.get_ids(),
+            whole(text),
+            "{} bytes: {:?}...",
+            text.len(),
+            text.chars().take(20).collect::<String>()
+        );
+    }
+    assert!(head(&texts[0], 1000).len() < 1000 && head(&texts[0], 1000).ends_with(','));
+}
+
+#[test]
 fn other_weights_than_the_configured_are_refused() {
     let wrong = config::Embed { sha256: Some("0".repeat(64)), ..config() };
     assert!(matches!(Embedder::load(&wrong), Err(Error::Checksum { .. })));
