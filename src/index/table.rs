@@ -45,7 +45,8 @@ impl IndexTable {
         let version = table.version().await.map_err(|e| design.storage(e))?;
         let name = name.to_string();
         let (ann_work, in_use) = Default::default();
-        Ok(IndexTable { design, name, table, version, commits: 0, maintained: 0, ann_work, in_use })
+        // What the last process left undone is looked at like a commit.
+        Ok(IndexTable { design, name, table, version, commits: 1, maintained: 0, ann_work, in_use })
     }
 
     /// Whether its columns are the design's.
