@@ -11,6 +11,8 @@ use toml::{Table, Value};
 
 use super::file::Problem;
 
+const UNSET: &str = "the environment variable";
+
 /// What all tables of a file share.
 pub(super) struct Context<'a> {
     pub folder: &'a Path,
@@ -20,7 +22,12 @@ pub(super) struct Context<'a> {
 
 impl Context<'_> {
     pub fn problem(&self, key: impl Into<String>, reason: impl Into<String>) {
-        self.problems.borrow_mut().push(Problem { key: key.into(), reason: reason.into() });
+        let problem = Problem { key: key.into(), reason: reason.into() };
+        let is_unknown = |p: &Problem| p.key == problem.key && p.reason.starts_with(UNSET);
+        // Of a value that nobody knows nothing more can be said than that.
+        if problem.reason.starts_with(UNSET) || !self.problems.borrow().iter().any(is_unknown) {
+            self.problems.borrow_mut().push(problem);
+        }
     }
 
     /// Puts the environment into a value: `${NAME}`, `${NAME:-text}` (which may hold variables itself), `$$` for a dollar.
@@ -45,7 +52,7 @@ impl Context<'_> {
                 match ((self.variable)(name).filter(|v| !v.is_empty() || fallback.is_none()), fallback) {
                     (Some(value), _) => out.push_str(&value),
                     (None, Some(fallback)) => out.push_str(&self.expand(key, fallback)),
-                    (None, None) => self.problem(key, format!("the environment variable {name} is not set")),
+                    (None, None) => self.problem(key, format!("{UNSET} {name} is not set")),
                 }
                 rest = &inside[end + 1..];
             } else {

@@ -26,6 +26,16 @@ const BATCH_MAX_MESSAGES: usize = 4096;
 const BATCH_MAX_BYTES: usize = 2 << 20;
 /// Errors of connections that are polled at once.
 const HEARD_MAX: usize = 16;
+/// Options that name a file, or a folder of them. librdkafka says of one alone that it is not there, and not which.
+const FILES: [&str; 7] = [
+    "ssl.ca.location",
+    "ssl.certificate.location",
+    "ssl.key.location",
+    "ssl.crl.location",
+    "ssl.keystore.location",
+    "sasl.kerberos.keytab",
+    "https.ca.location",
+];
 const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub struct KafkaSource {
@@ -114,6 +124,12 @@ fn client<'a>(config: &config::Kafka, options: impl Iterator<Item = (&'a String,
 pub fn problems(config: &config::Kafka) -> Vec<config::Problem> {
     let (mut problems, mut known, mut is_bad) = (Vec::new(), Vec::new(), false);
     for (option, value) in &config.options {
+        let is_file = FILES.contains(&option.as_str()) && value != "probe";
+        if let Some(e) = is_file.then(|| std::fs::metadata(value).err()).flatten() {
+            is_bad = true;
+            let reason = format!("{value} cannot be read: {e}");
+            problems.push(config::Problem { key: format!("kafka.options.{option}"), reason });
+        }
         match ClientConfig::new().set(option, value).create_native_config() {
             Ok(_) => known.push((option, value)),
             Err(e) => {
@@ -141,8 +157,8 @@ pub fn problems(config: &config::Kafka) -> Vec<config::Problem> {
     }
     for broker in config.bootstrap_servers.split(',') {
         let address = broker.trim().split_once("://").map_or(broker.trim(), |(_, address)| address);
-        let port = address.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));
-        if address.is_empty() || port.is_some_and(|port| port.parse::<u16>().is_err()) {
+        let (host, port) = address.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')).unwrap_or((address, "0"));
+        if host.is_empty() || port.parse::<u16>().is_err() {
             let reason = format!("{broker:?} is not host:port");
             problems.push(config::Problem { key: "kafka.bootstrap_servers".into(), reason });
         }

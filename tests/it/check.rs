@@ -253,21 +253,44 @@ fn what_a_start_would_refuse_is_refused() {
     is_said(&options("\"fetch.min.bytes\" = \"many\""), &["kafka.options.fetch.min.bytes: Invalid value"]);
     is_said(
         &options("\"security.protocol\" = \"ssl\"\n\"ssl.ca.location\" = \"/nowhere/ca.pem\""),
-        &["kafka.options: ssl.ca.location failed"],
+        &["kafka.options.ssl.ca.location: /nowhere/ca.pem cannot be read: "],
     );
-    // One that is wrong by itself hides nothing of what the others are together, but for one whose value nobody knows.
-    let no_ca = "\"security.protocol\" = \"ssl\"\n\"ssl.ca.location\" = \"/nowhere/ca.pem\"";
+    let few = "\"receive.message.max.bytes\" = 2000";
+    let too_few = "kafka.options: `receive.message.max.bytes` must be";
+    is_said(&options(few), &[too_few]);
+    // What is none hides nothing of what the others are together; one whose value nobody knows does.
     is_said(
-        &options(&format!("{no_ca}\n\"check.crcs\" = false\n\"no.such.option\" = 1")),
+        &options(&format!("{few}\n\"check.crcs\" = false\n\"no.such.option\" = 1")),
+        &[too_few, "kafka.options.check.crcs: cannot", "kafka.options.no.such.option: No"],
+    );
+    let unset = "\"ssl.key.password\" = \"${FRESHET_NO_SUCH_VARIABLE}\"";
+    is_said(&options(&format!("{few}\n{unset}")), &["kafka.options.ssl.key.password: the environment variable"]);
+    let files = "\"ssl.ca.location\" = \"/nowhere/ca\"\n\"ssl.key.location\" = \"/nowhere/key\"";
+    is_said(
+        &options(&format!("{files}\n{unset}\n\"socket.timeout.ms\" = \"ten\"")),
         &[
-            "kafka.options: ssl.ca.location failed",
-            "kafka.options.check.crcs: cannot",
-            "kafka.options.no.such.option: No",
+            "kafka.options.socket.timeout.ms: Invalid",
+            "kafka.options.ssl.ca.location: /nowhere/ca cannot",
+            "kafka.options.ssl.key.location: /nowhere/key cannot",
+            "kafka.options.ssl.key.password: the environment variable",
         ],
     );
+    // Nothing more is said of what nobody knows.
+    let unknown = folder(&format!("[serve]\nlisten = \"${{FRESHET_NO_SUCH_VARIABLE}}\"\n{INDEX}"), &[VIEW]);
+    let toml = std::fs::read_to_string(unknown.path().join("dataflow.toml")).unwrap();
+    let toml = toml.replace("\"http://localhost:1\"", "\"${FRESHET_NO_SUCH_VARIABLE}\"");
+    let toml =
+        toml.replace("\"localhost:1\"", "\"a:1,:1,b:x\"").replace("[\"id\"]", "[\"${FRESHET_NO_SUCH_VARIABLE}\"]");
+    std::fs::write(unknown.path().join("dataflow.toml"), toml).unwrap();
     is_said(
-        &options(&format!("{no_ca}\n\"ssl.key.password\" = \"${{FRESHET_NO_SUCH_VARIABLE}}\"")),
-        &["kafka.options.ssl.key.password: the environment variable"],
+        &unknown,
+        &[
+            "kafka.bootstrap_servers: \":1\" is not host:port",
+            "kafka.bootstrap_servers: \"b:x\" is not host:port",
+            "registry.url: the environment variable",
+            "serve.listen: the environment variable",
+            "source[0].key: the environment variable",
+        ],
     );
     for option in ["metadata.broker.list", "test.mock.num.brokers", "auto.commit.enable", "api.version.request"] {
         is_said(&options(&format!("\"{option}\" = 1")), &[&format!("kafka.options.{option}: cannot be set: ")]);
