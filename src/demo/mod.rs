@@ -15,6 +15,7 @@ mod trading;
 mod traffic;
 
 use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -180,7 +181,12 @@ async fn demo(options: &Options, data: &Path) -> Outcome {
     tokio::pin!(ended);
     let shop_address = SocketAddr::new(options.listen.ip(), options.listen.port() + 1);
     let refused = |why: String| Refused(format!("{} (--data) {why}", data.display()));
-    let in_data = |e: std::io::Error| format!("{} (--data): {e}", data.display());
+    let in_data = |e: std::io::Error| -> Box<dyn std::error::Error + Send + Sync> {
+        match e.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => format!("{} (--data): {e}", data.display()).into(),
+            _ => refused(format!("cannot be used: {e}")).into(),
+        }
+    };
     let lock = data.join("demo.lock");
     // What lies there is made anew and written over: only a demo's own.
     let is_taken = |name: &&&str| data.join(name).exists();
@@ -192,7 +198,7 @@ async fn demo(options: &Options, data: &Path) -> Outcome {
     match lock.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(refused("is another demo's, which runs".into()).into()),
-        Err(TryLockError::Error(e)) => return Err(in_data(e).into()),
+        Err(TryLockError::Error(e)) => return Err(in_data(e)),
     }
     let shop_server = tokio::net::TcpListener::bind(shop_address)
         .await
