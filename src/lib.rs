@@ -20,6 +20,15 @@ macro_rules! say {
     }};
 }
 
+/// Prints a line of progress, or of what is wrong. Whoever should read it may be gone, or the disk that it goes to full, which ends nothing.
+#[macro_export]
+macro_rules! tell {
+    ($($line:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($line)*);
+    }};
+}
+
 pub mod time;
 
 pub mod thread;

@@ -78,7 +78,8 @@ fn subscriber<W>(style: Style, filter: EnvFilter, writer: W) -> Box<dyn tracing:
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    // That a line cannot be written would be said where it cannot be written, and to fail at that ends the process.
+    let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).log_internal_errors(false);
     match style {
         Style::Human => Box::new(base.with_timer(TimeOfDay).with_ansi(colours()).finish()),
         Style::Json => Box::new(base.json().flatten_event(true).with_current_span(false).finish()),

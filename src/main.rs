@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use freshet::config::{self, Config};
-use freshet::say;
 use freshet::serve::State;
 use freshet::{audit, bench, demo, embed, engine, index, logging, quarantine, rebuild, storage};
+use freshet::{say, tell};
 
 /// Rows are allocated on one thread and freed on another, which the system's allocator is slow at.
 #[global_allocator]
@@ -93,13 +93,13 @@ enum Command {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if let Err(e) = logging::start() {
-        eprintln!("freshet: {e}");
+        tell!("freshet: {e}");
         return ExitCode::from(2);
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
-            eprintln!("freshet: the runtime cannot be started: {e}");
+            tell!("freshet: the runtime cannot be started: {e}");
             return ExitCode::from(3);
         }
     };
@@ -123,7 +123,7 @@ fn main() -> ExitCode {
 
 fn load(folder: &std::path::Path) -> Result<Config, u8> {
     config::load(folder).map_err(|e| {
-        eprintln!("freshet: {e}");
+        tell!("freshet: {e}");
         2
     })
 }
@@ -131,7 +131,7 @@ fn load(folder: &std::path::Path) -> Result<Config, u8> {
 /// A folder that can be run, or what is wrong with it on stderr.
 async fn checked(folder: &std::path::Path) -> Result<engine::Checked, u8> {
     engine::check(folder).await.map_err(|e| {
-        eprintln!("freshet: {e}");
+        tell!("freshet: {e}");
         2
     })
 }
@@ -140,7 +140,7 @@ async fn run(folder: &std::path::Path) -> u8 {
     let ended = match engine::stop_signal() {
         Ok(ended) => ended,
         Err(e) => {
-            eprintln!("freshet: signals cannot be listened to: {e}");
+            tell!("freshet: signals cannot be listened to: {e}");
             return 3;
         }
     };
@@ -156,7 +156,7 @@ async fn run(folder: &std::path::Path) -> u8 {
     let service = match started {
         Ok(service) => service,
         Err(e) => {
-            eprintln!("freshet: {e}");
+            tell!("freshet: {e}");
             return code_of(&e);
         }
     };
@@ -202,7 +202,7 @@ async fn explain(folder: &std::path::Path, model: Option<&str>) -> u8 {
         }
         None => {
             let (model, models) = (model.unwrap_or_default(), plan.models().join(", "));
-            eprintln!("freshet: there is no model {model}; there are {models}");
+            tell!("freshet: there is no model {model}; there are {models}");
             2
         }
     }
@@ -227,7 +227,7 @@ async fn audit(folder: &std::path::Path, sample: usize) -> u8 {
             u8::from(!found.is_clean())
         }
         Err(e) => {
-            eprintln!("freshet: {e}");
+            tell!("freshet: {e}");
             3
         }
     }
@@ -244,7 +244,7 @@ async fn rebuild(folder: &std::path::Path, url: Option<String>) -> u8 {
             0
         }
         Err(e) => {
-            eprintln!("freshet: {e}");
+            tell!("freshet: {e}");
             3
         }
     }
@@ -262,7 +262,7 @@ async fn quarantined(command: quarantine::Command) -> u8 {
             u8::from(!yes)
         }
         Err(e) => {
-            eprintln!("freshet: {e}");
+            tell!("freshet: {e}");
             match e {
                 quarantine::Error::Absent(_) => 1,
                 quarantine::Error::Plan(_) => 2,
@@ -276,7 +276,7 @@ async fn demo(options: demo::Options) -> u8 {
     match demo::run(options).await {
         Ok(()) => 0,
         Err(e) => {
-            eprintln!("freshet: {e}");
+            tell!("freshet: {e}");
             if e.is::<demo::Refused>() { 2 } else { e.downcast_ref().map_or(3, code_of) }
         }
     }
@@ -295,12 +295,12 @@ fn code_of(error: &engine::Error) -> u8 {
 async fn measure(bench: bench::Bench) -> u8 {
     match bench::run(bench).await {
         Ok(report) => {
-            report.wrong().iter().for_each(|what| eprintln!("wrong: {what}"));
+            report.wrong().iter().for_each(|what| tell!("wrong: {what}"));
             say!("{}", report.json());
             u8::from(!report.is_ok())
         }
         Err(e) => {
-            eprintln!("freshet: {e}");
+            tell!("freshet: {e}");
             3
         }
     }

@@ -85,7 +85,7 @@ impl Remote {
             )
             .into());
         }
-        eprintln!("the service at {url} builds its index anew");
+        tell!("the service at {url} builds its index anew");
         let mut said = Instant::now();
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
@@ -113,7 +113,7 @@ impl Remote {
 async fn here(config: Config) -> Result<Rebuilt, Error> {
     let stop = stop_signal()?;
     tokio::pin!(stop);
-    eprintln!(
+    tell!(
         "no service runs; the index is built anew here, and searches are answered at {} meanwhile",
         config.serve.listen
     );
@@ -153,7 +153,7 @@ fn say(said: &mut Instant, lacking: Option<u64>) {
     }
     *said = Instant::now();
     match lacking {
-        Some(rows) => eprintln!("{rows} rows to go"),
-        None => eprintln!("the view is on its way"),
+        Some(rows) => tell!("{rows} rows to go"),
+        None => tell!("the view is on its way"),
     }
 }

@@ -30,7 +30,7 @@ pub struct Options {
 
 pub(super) async fn run(options: &Options) -> Result<Report, Error> {
     let scratch = Scratch::new("decode")?;
-    eprintln!("the shop writes {} events of {} products", options.events, options.products);
+    tell!("the shop writes {} events of {} products", options.events, options.products);
     let recording = Recording::make(&scratch, options.seed, options.products as usize, options.events as usize).await?;
     let mut report = Report::new("decode", options.seed);
     report.figure("events", recording.messages);
@@ -51,7 +51,7 @@ pub(super) async fn run(options: &Options) -> Result<Report, Error> {
             plain::read_all(&readers, batch)?;
         }
         let other = started.elapsed();
-        eprintln!("round {}: {} ms, apache-avro {} ms", round + 1, own.as_millis(), other.as_millis());
+        tell!("round {}: {} ms, apache-avro {} ms", round + 1, own.as_millis(), other.as_millis());
         ours.add(own.as_secs_f64());
         theirs.add(other.as_secs_f64());
         ratios.add(other.as_secs_f64() / own.as_secs_f64());

@@ -59,7 +59,7 @@ pub(super) async fn run(options: &Options) -> Result<Report, Error> {
     let admin_options = AdminOptions::new().operation_timeout(Some(ADMIN_TIMEOUT));
     for removed in admin.delete_topics(&names, &admin_options).await? {
         if let Err((topic, code)) = removed {
-            eprintln!("{topic} could not be removed: {code}");
+            tell!("{topic} could not be removed: {code}");
         }
     }
     measured
@@ -109,7 +109,7 @@ async fn measure(
 
     let mut prices = rig.plan(options.seed, options.burst as usize);
     prices.iter_mut().zip(300..).for_each(|(planned, cents)| planned.what = What::Price(cents));
-    eprintln!("{} prices change as fast as it goes", prices.len());
+    tell!("{} prices change as fast as it goes", prices.len());
     let (wrote, searchable) = rig.burst(prices, PATIENCE).await?;
     report.figure("burst_events", options.burst);
     report.figure("burst_written_s", rounded(wrote.as_secs_f64()));

@@ -51,7 +51,7 @@ fn measure(options: &Options, embedder: &Embedder, texts: &[&str]) -> Result<Rep
         embedded += batch.texts;
         batches += 1;
         if started.elapsed().as_secs() / 5 > (started.elapsed() - batch.took).as_secs() / 5 {
-            eprintln!("{embedded} of {} texts", texts.len());
+            tell!("{embedded} of {} texts", texts.len());
         }
     })?;
     let took = started.elapsed().as_secs_f64();

@@ -85,7 +85,7 @@ pub(super) async fn at_rate(
 ) -> Result<Report, Error> {
     let count = (changes_per_second * for_.as_secs_f64()).ceil() as usize;
     let plan = rig.plan(seed, count.max(TEXT_EVERY));
-    eprintln!("{} changes are prepared: what searches will look for is embedded beforehand", plan.len());
+    tell!("{} changes are prepared: what searches will look for is embedded beforehand", plan.len());
     let bodies = bodies(rig, &plan, embedder).await?;
     let mut report = Report::new("freshness", seed);
     report.figure("changes", plan.len());

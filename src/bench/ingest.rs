@@ -40,7 +40,7 @@ pub(super) type View = HashMap<Box<[u8]>, Row>;
 
 pub(super) async fn run(options: &Options) -> Result<Report, Error> {
     let scratch = Scratch::new("ingest")?;
-    eprintln!("the shop writes {} events of {} products", options.events, options.products);
+    tell!("the shop writes {} events of {} products", options.events, options.products);
     let recording = Recording::make(&scratch, options.seed, options.products as usize, options.events as usize).await?;
     let expected = expected(&recording).await?;
     let mut report = Report::new("ingest", options.seed);
@@ -57,7 +57,7 @@ pub(super) async fn run(options: &Options) -> Result<Report, Error> {
             let started = Instant::now();
             let (view, reached) = ingest(&recording, options.repeats, workers)?;
             let rate = events as f64 / started.elapsed().as_secs_f64();
-            eprintln!("round {}, {workers} workers: {rate:.0} events/s", round + 1);
+            tell!("round {}, {workers} workers: {rate:.0} events/s", round + 1);
             sample.add(rate);
             *peak = (*peak).max(peak_mib());
             if round == 0 && workers == WORKERS[0] {

@@ -96,7 +96,7 @@ pub(super) async fn run(options: &Options) -> Result<Report, Error> {
         program.0.wait()?;
         watch.life_ends();
         if (n + 1) % 20 == 0 {
-            eprintln!("{} kills, {} answers, landed {:?}", n + 1, watch.answers, sum(&watch.landed));
+            tell!("{} kills, {} answers, landed {:?}", n + 1, watch.answers, sum(&watch.landed));
         }
     }
 

@@ -28,7 +28,7 @@ pub(super) async fn run(options: &Options, report: &mut Report) -> Result<(), Er
         let (view, _) = ingest(&recording, 1, workers)?;
         let rate = recording.messages as f64 / started.elapsed().as_secs_f64();
         let peak = peak_mib().unwrap_or(0);
-        eprintln!("product_view, {workers} workers: {rate:.0} events/s, {peak} MiB");
+        tell!("product_view, {workers} workers: {rate:.0} events/s, {peak} MiB");
         report
             .check(view == expected, format!("product_view with {workers} workers: {}", difference(&view, &expected)));
         report.figure(format!("product_view_workers_{workers}_events_per_second"), rounded(rate));
@@ -60,7 +60,7 @@ async fn one_change(options: &Options, products: usize, report: &mut Report) -> 
         medians.push(median);
     }
     let ratio = medians[2] / medians[0];
-    eprintln!("product_view: one change costs {medians:.0?} us at {sizes:?} products");
+    tell!("product_view: one change costs {medians:.0?} us at {sizes:?} products");
     report.figure("product_view_one_change_ratio", rounded(ratio));
     report.figure("product_view_one_change_mark_met", ratio <= MARK_FLAT);
     Ok(())

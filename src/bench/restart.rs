@@ -39,7 +39,7 @@ pub(super) async fn run(options: &Options) -> Result<Report, Error> {
     let (rig, first) = measure(rig, &embedder, options.restarts, "", &mut report).await?;
     if options.history > 1 {
         let more = begun * (options.history as usize - 1);
-        eprintln!("{more} more events");
+        tell!("{more} more events");
         rig.restock(more).await?;
         report.figure("events_after_history", events(&rig));
         let (rig, second) = measure(rig, &embedder, options.restarts, "_after_history", &mut report).await?;
@@ -77,7 +77,7 @@ async fn measure(
         report.check(now == rows, format_args!("the index has {now} rows after a restart, and had {rows}"));
         searchable.add(restart.searchable.as_secs_f64());
         caught_up.add(restart.caught_up.as_secs_f64());
-        eprintln!("searchable after {:?}, caught up after {:?}", restart.searchable, restart.caught_up);
+        tell!("searchable after {:?}, caught up after {:?}", restart.searchable, restart.caught_up);
     }
     let (searchable, caught_up) = (searchable.percentile(50.0), caught_up.percentile(50.0));
     report.figure(format!("searchable{name}_seconds"), searchable.map(rounded));

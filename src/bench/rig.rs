@@ -122,7 +122,7 @@ impl Rig {
         while !writing.is_finished() || !rig.is_settled() {
             rig.check_service()?;
             if said.elapsed() > Duration::from_secs(5) {
-                eprintln!("{} of {products} products are searchable", rig.service.status().metrics().index_rows.get());
+                tell!("{} of {products} products are searchable", rig.service.status().metrics().index_rows.get());
                 said = Instant::now();
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

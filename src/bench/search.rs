@@ -70,7 +70,7 @@ async fn run_one(options: &Options, rows: u32, report: &mut Report) -> Result<Op
     let scratch = Scratch::new("search")?;
     let words = Arc::new(WordEmbedder::new(DIMENSION));
     let embedder = words.clone();
-    eprintln!("{rows} rows are loaded through the whole service");
+    tell!("{rows} rows are loaded through the whole service");
     let started = Instant::now();
     let rig = Rig::start(&scratch, options.seed, rows as usize, Peers::own().await?, |_| Ok(embedder)).await?;
     let name = format!("rows_{rows}");
@@ -88,7 +88,7 @@ async fn run_one(options: &Options, rows: u32, report: &mut Report) -> Result<Op
     report.percentiles(&format!("{name}_quiet"), &mut times);
     check(&table, &queries, &quiet.answers, options.k as usize, &format!("{name}_quiet"), report);
     let median = times.percentile(50.0);
-    eprintln!("{rows} rows, quiet: p50 {:.1} ms", median.unwrap_or_default());
+    tell!("{rows} rows, quiet: p50 {:.1} ms", median.unwrap_or_default());
 
     // More changes than can be made while the searches run.
     let upserts = options.for_.as_secs_f64().max(f64::from(options.searches)) * f64::from(options.upserts_per_second);
@@ -97,7 +97,7 @@ async fn run_one(options: &Options, rows: u32, report: &mut Report) -> Result<Op
     let beside = searches(&rig, queries.iter(), options.for_).await?;
     let mut times = beside.times_ms;
     report.percentiles(&format!("{name}_beside_upserts"), &mut times);
-    eprintln!("{rows} rows, beside upserts: p50 {:.1} ms", times.percentile(50.0).unwrap_or_default());
+    tell!("{rows} rows, beside upserts: p50 {:.1} ms", times.percentile(50.0).unwrap_or_default());
     trade.stop().await?;
     rig.settle(SETTLE).await?;
 

@@ -82,9 +82,11 @@ pub(super) async fn run(options: &Options) -> Result<Report, Error> {
         let mut best = 0.0_f64;
         for workers in [1, 2] {
             let turn = turn(options, sql, options.rows, options.changes, workers).await?;
-            eprintln!(
+            tell!(
                 "{name}, {workers} workers: load {:.0} events/s, changes {:.0} events/s, {} MiB",
-                turn.load, turn.changes, turn.peak_mib
+                turn.load,
+                turn.changes,
+                turn.peak_mib
             );
             report.check(turn.right, format!("{name} with {workers} workers is not what the batch computes"));
             report.figure(format!("{name}_workers_{workers}_load_events_per_second"), rounded(turn.load));
@@ -136,7 +138,7 @@ async fn one_change(options: &Options, name: &str, sql: &str, report: &mut Repor
         medians.push(p50);
     }
     let ratio = medians[2] / medians[0];
-    eprintln!("{name}: one change costs {medians:.0?} us at {sizes:?} rows");
+    tell!("{name}: one change costs {medians:.0?} us at {sizes:?} rows");
     report.figure(format!("{name}_one_change_ratio"), rounded(ratio));
     report.figure(format!("{name}_one_change_mark_met"), ratio <= MARK_FLAT);
     Ok(())

@@ -96,6 +96,27 @@ fn announced(folder: &Path) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_nobody_can_write_ends_nothing() {
+    let items = Items::new("debezium").await;
+    // A disk that is full; a reader that is gone is the same to whoever writes.
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_freshet"));
+    command.env("BROKERS", items.broker.bootstrap_servers()).env("REGISTRY", items.registry.url());
+    let mut child = command.arg("run").arg(items.folder.path()).stderr(full()).spawn().unwrap();
+    until("an index", async || items.folder.path().join("data/index/items.announced.json").exists()).await;
+    assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
+    let mut code = None;
+    until("the end", async || {
+        code = child.try_wait().unwrap().map(|status| status.code());
+        code.is_some()
+    })
+    .await;
+    assert_eq!(code, Some(Some(0)));
+    let wrong = Command::new(env!("CARGO_BIN_EXE_freshet")).args(["run", "/nowhere"]).stderr(full()).status().unwrap();
+    assert_eq!(wrong.code(), Some(2), "nor does a mistake that nobody can be told of");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_program_that_is_told_to_end_drains_and_goes_on_from_there() {
     let mut items = Items::new("debezium").await;
     let writer = Writer::new(&items.registry, &format!("{TOPIC}-value"), &envelope(&item_fields()));

@@ -52,7 +52,7 @@ fn scale(text: &str) -> Result<f64, String> {
 
 pub(super) async fn run(options: &Options) -> Result<Report, Error> {
     let mut report = Report::new("tpch", options.seed);
-    eprintln!("making the tables at scale factor {} and {} changes", options.scale, options.changes);
+    tell!("making the tables at scale factor {} and {} changes", options.scale, options.changes);
     let (changes, epoch, checks) = (options.changes as usize, options.epoch as usize, options.checks as usize);
     let script = Script::make(options.seed, options.scale, changes, epoch, checks)?;
     let (first, last) = (&script.points[0], &script.points[script.points.len() - 1]);
@@ -68,7 +68,7 @@ pub(super) async fn run(options: &Options) -> Result<Report, Error> {
         let planned = match Planned::new(query, options.scale)? {
             Ok(planned) => planned,
             Err(reason) => {
-                eprintln!("{}: refused: {reason}", query.name);
+                tell!("{}: refused: {reason}", query.name);
                 refused.insert(query.name.into(), json!(reason.to_string()));
                 continue;
             }
@@ -83,7 +83,7 @@ pub(super) async fn run(options: &Options) -> Result<Report, Error> {
                 json!({"ok": false})
             }
         };
-        eprintln!("{}: {figures}", query.name);
+        tell!("{}: {figures}", query.name);
         found.insert(query.name.into(), figures);
     }
     report.check(!found.is_empty(), "no query could be maintained");
