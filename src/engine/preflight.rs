@@ -95,24 +95,30 @@ fn planned(config: &Config, mut absent: BTreeSet<String>) -> Planned {
             table: source.table.clone(),
             columns: columns.clone(),
         };
-        let key = |key: &str| format!("source[{n}].{key}");
-        let problem = |key: &str, e: ContractError| Problem { key: key.into(), reason: e.to_string() };
-        // A key that is wrong leaves the columns as they are.
+        let mut wrong = |key: &str, ContractErrors(errors): ContractErrors| {
+            let problem = |e: ContractError| Problem { key: format!("source[{n}].{key}"), reason: e.to_string() };
+            planned.problems.extend(errors.into_iter().map(problem));
+        };
+        let of_all = match RowType::from_contract(source) {
+            Ok(row_type) => {
+                tables.push(table(row_type.schema()));
+                row_types.push(Arc::new(row_type));
+                continue;
+            }
+            Err(errors) => errors,
+        };
         match RowType::from_contract(&config::Source { key: vec![], ..source.clone() }) {
-            Ok(keyless) => tables.push(table(keyless.schema())),
-            Err(ContractErrors(errors)) => {
+            // A key that is wrong leaves the columns as they are.
+            Ok(keyless) => {
+                tables.push(table(keyless.schema()));
+                wrong("key", of_all);
+            }
+            Err(errors) => {
                 absent.insert(format!("{}__{}", source.schema, source.table));
                 // One that is no contract at all was told as it was read.
                 if !source.contract.is_empty() {
-                    planned.problems.extend(errors.into_iter().map(|e| problem(&key("contract"), e)));
+                    wrong("contract", errors);
                 }
-                continue;
-            }
-        }
-        match RowType::from_contract(source) {
-            Ok(row_type) => row_types.push(Arc::new(row_type)),
-            Err(ContractErrors(errors)) => {
-                planned.problems.extend(errors.into_iter().map(|e| problem(&key("key"), e)));
             }
         }
     }

@@ -225,14 +225,16 @@ impl TextEmbedder for Drawn {
 
 /// Has all maintenance done that there is to do; says whether there was any.
 async fn maintained(indexer: &mut Indexer) -> bool {
-    let mut did = false;
+    let (mut did, begun) = (false, std::time::Instant::now());
     loop {
+        // A hang becomes a failure after this; nothing is measured by it.
+        assert!(begun.elapsed() < std::time::Duration::from_secs(60), "there is always more to do");
         let (merged, works) = (indexer.maintain(true).await.unwrap(), indexer.table().has_ann_work());
         if !merged && !works {
             return did;
         }
         did = true;
-        while indexer.table().has_ann_work() && !indexer.ann_done() {
+        if works && !indexer.ann_done() {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
     }
@@ -245,8 +247,10 @@ async fn rows_come_and_go_while_the_ann_index_is_made_and_extended() {
     let (mut indexer, searcher) = open(folder.path(), embedder.clone(), 1_000).await;
     let text = |id: i64, version: i64| format!("the text {version} of {id}");
     let row = |id: i64, version: i64| change(id, Some((&text(id, version), version)));
+    // Of each key that was ever there, the version of its text; none is gone.
+    let mut versions: Vec<Option<i64>> = vec![Some(0); 5_000];
     indexer.apply(&(0..5_000).map(|id| row(id, 0)).collect::<Vec<_>>(), &mut |_| ()).await.unwrap();
-    let (mut version, mut next) = (0, 5_000);
+    let mut version = 0;
     for _ in 0..3 {
         indexer.maintain(true).await.unwrap();
         assert!(indexer.table().has_ann_work());
@@ -254,25 +258,29 @@ async fn rows_come_and_go_while_the_ann_index_is_made_and_extended() {
         let mut done = false;
         while !std::mem::replace(&mut done, indexer.ann_done()) {
             version += 1;
-            let changed = (0..100).map(|n| row((version * 37 + n) % 4_000, version));
-            let changes = changed.chain([row(next, version), change(next - 1, None)]).collect::<Vec<_>>();
+            let changed = (0..100).map(|n| (version * 37 + n) % 4_000);
+            let (gone, new) = (versions.len() as i64 - 1, versions.len() as i64);
+            let mut changes = vec![change(gone, None), row(new, version)];
+            changes.extend(changed.clone().map(|id| row(id, version)));
             indexer.apply(&changes, &mut |_| ()).await.unwrap();
-            next += 1;
+            changed.for_each(|id| versions[id as usize] = Some(version));
+            versions[gone as usize] = None;
+            versions.push(Some(version));
         }
-        let more = (next..next + 2 * UNINDEXED_ROWS as i64).map(|id| row(id, version)).collect::<Vec<_>>();
-        indexer.apply(&more, &mut |_| ()).await.unwrap();
-        next += more.len() as i64;
+        let more = versions.len() as i64..versions.len() as i64 + 2 * UNINDEXED_ROWS as i64;
+        indexer.apply(&more.clone().map(|id| row(id, version)).collect::<Vec<_>>(), &mut |_| ()).await.unwrap();
+        versions.extend(more.map(|_| Some(version)));
     }
     assert!(version > 3, "no commit came between");
     indexer.publish(None).await.unwrap();
+    assert_eq!(indexer.len(), versions.iter().flatten().count());
     assert_eq!(indexer.table().count().await, indexer.len());
-    for id in (0..next).step_by(101) {
-        let at = (0..=version).rev().find(|v| (0..100).any(|n| (v * 37 + n) % 4_000 == id)).unwrap_or(0);
-        let vector: Arc<[f32]> = embedder.draw(&text(id, at)).into();
+    let gone = versions.iter().enumerate().filter(|(_, at)| at.is_none());
+    for (id, at) in versions.iter().enumerate().step_by(101).chain(gone) {
+        let vector: Arc<[f32]> = embedder.draw(&text(id as i64, at.unwrap_or(0))).into();
         let hits = searcher.search(Search { vector, k: 1, filter: None, columns: None }).await.unwrap().hits;
-        if id < 4_000 {
-            assert_eq!((&*hits[0].key, hits[0].score > 0.999), (&*id.to_string(), true), "{id} of version {at}");
-        }
+        let is_found = *hits[0].key == *id.to_string() && hits[0].score > 0.999;
+        assert_eq!(is_found, at.is_some(), "{id} of version {at:?}: {:?}", hits[0]);
     }
 }
 
